@@ -1,0 +1,61 @@
+"""Depthwise FIR of a few taps on the CPU: one fused multiply-add over the whole tensor for each tap.
+
+Nothing is padded or copied: tap k adds the shifted input in place. The backward is the same walk in reverse time.
+"""
+
+import torch
+from torch import Tensor
+
+
+class _Taps(torch.autograd.Function):
+    """y (B, L, D) of x (B, L, D), per-channel taps w (D, K) in time order and past inputs (B, K-1, D) or None."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, w: Tensor, past: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, w, past)
+        L, K = x.shape[1], w.shape[1]
+        y = x * w[:, 0]
+        for k in range(1, min(K, L)):
+            y[:, k:].addcmul_(x[:, : L - k], w[:, k])
+        if past is not None:
+            for k in range(1, K):  # output t < k still sees input t - k of the past
+                n = min(k, L)
+                y[:, :n].addcmul_(past[:, K - 1 - k : K - 1 - k + n], w[:, k])
+        return y
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        (dy,) = grads
+        x, w, past = ctx.saved_tensors
+        L, K = x.shape[1], w.shape[1]
+        dx, dw = dy * w[:, 0], torch.empty_like(w)
+        dpast = None if past is None else torch.zeros_like(past)
+        for k in range(K):
+            n = max(L - k, 0)
+            if 0 < k < L:
+                dx[:, :n].addcmul_(dy[:, k:], w[:, k])
+            dw[:, k] = (dy[:, k:] * x[:, :n]).sum((0, 1))
+            if past is not None and k > 0:
+                n, first = min(k, L), K - 1 - k
+                dpast[:, first : first + n].addcmul_(dy[:, :n], w[:, k])
+                dw[:, k] += (dy[:, :n] * past[:, first : first + n]).sum((0, 1))
+        return dx, dw, dpast
+
+
+def taps(x: Tensor, w: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    """FIR of x (B, L, D) with w (D, K), continued from `past` (B, K-1, D) or None; returns y and the new past."""
+    L, K = x.shape[1], w.shape[1]
+    y = _Taps.apply(x, w, past)
+    if L >= K - 1:
+        return y, x[:, L - (K - 1) :]
+    if past is None:
+        past = x.new_zeros(x.shape[0], K - 1, x.shape[2])
+    return y, torch.cat([past[:, L:], x], dim=1)
+
+
+def short_conv(x: Tensor, w: Tensor, bias: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    acc = torch.promote_types(x.dtype, torch.float32)
+    y, new_state = taps(x.to(acc), w.to(acc), None if state is None else state.to(acc))
+    if bias is not None:
+        y = y + bias
+    return y.to(x.dtype), new_state.to(x.dtype)

@@ -1,0 +1,110 @@
+"""StripedHyena 2: a stack of residual blocks, each a mixer and a gated MLP, over byte tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stripedhyena2.config import Config
+from stripedhyena2.mixers import MIXERS
+from stripedhyena2.state import AttentionState, HyenaState, LayerState, ModelState
+
+
+class RMSNorm(nn.Module):
+    """s * x / (rms(x) + eps), in float32 or better; eps is added outside the square root."""
+
+    def __init__(self, d: int, eps: float):
+        super().__init__()
+        self.scale, self.eps = nn.Parameter(torch.empty(d)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        acc = x.to(torch.promote_types(x.dtype, torch.float32))
+        rms = torch.linalg.vector_norm(acc, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
+        return (acc / (rms + self.eps)).to(x.dtype) * self.scale
+
+
+class GatedMLP(nn.Module):
+    """W3 (act(W1 x) * (W2 x))."""
+
+    def __init__(self, c: Config, activation: str):
+        super().__init__()
+        self.activation = activation
+        self.w1 = nn.Linear(c.d_model, c.d_mlp, bias=False)
+        self.w2 = nn.Linear(c.d_model, c.d_mlp, bias=False)
+        self.w3 = nn.Linear(c.d_mlp, c.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.w1(x)
+        if self.activation != "identity":
+            gate = F.gelu(gate) if self.activation == "gelu" else F.silu(gate)
+        return self.w3(gate * self.w2(x))
+
+
+class Block(nn.Module):
+    """x = x + mixer(norm1(x)); x = x + mlp(norm2(x))."""
+
+    def __init__(self, c: Config, layer: int):
+        super().__init__()
+        self.norm1, self.norm2 = RMSNorm(c.d_model, c.eps), RMSNorm(c.d_model, c.eps)
+        self.mixer = MIXERS[c.layout[layer]](c)
+        self.mlp = GatedMLP(c, c.mlp_activation(layer))
+
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, LayerState]:
+        y, state = self.mixer(self.norm1(x), state)
+        x = x + y
+        return x + self.mlp(self.norm2(x)), state
+
+
+class StripedHyena2(nn.Module):
+    """The backbone. Tokens are bytes; a sequence may be given whole (`forward`) or in pieces (`extend`)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.eps)
+        self.unembedding = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits (B, L, vocab), float32 or better, of whole sequences ids (B, L), L >= 1."""
+        return self.logits(self.hidden(ids, None)[0])
+
+    def extend(self, ids: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """Logits (B, L, vocab) of the next tokens ids (B, L), and the state after them. `state` stays valid."""
+        x, state = self.hidden(ids, state)
+        return self.logits(x), state
+
+    def initial_state(self, batch_size: int) -> ModelState:
+        """The state before the first token of `batch_size` sequences."""
+        return ModelState([self._initial(letter, batch_size) for letter in self.config.layout], 0)
+
+    def hidden(self, ids: Tensor, state: ModelState | None) -> tuple[Tensor, ModelState]:
+        """The residual stream (B, L, D) after the last block, and the state."""
+        x = self.embedding(ids)
+        before = [None] * len(self.blocks) if state is None else state.layers
+        after: list[LayerState | None] = []
+        for block, layer_state in zip(self.blocks, before, strict=True):
+            x, layer_state = block(x, layer_state)
+            after.append(layer_state)
+        return x, ModelState(after, ids.shape[1] + (0 if state is None else state.position))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (B, L, vocab), float32 or better, of the residual stream x (B, L, D) after the last block."""
+        weight = self.embedding.weight if self.unembedding is None else self.unembedding.weight
+        y = F.linear(self.norm(x), weight)
+        return y.to(torch.promote_types(y.dtype, torch.float32))
+
+    def _initial(self, letter: str, B: int) -> LayerState:
+        c, w = self.config, self.embedding.weight
+        if letter == "*":
+            return AttentionState.of(w.new_empty(B, 0, 2, c.n_heads, c.head_dim))
+        featurizer = w.new_zeros(B, c.featurizer_len - 1, 3 * c.d_model)
+        if letter == "H":
+            modes = torch.promote_types(w.dtype, torch.float32)
+            return HyenaState((featurizer, w.new_zeros(B, c.d_model, c.n_modes, dtype=modes)))
+        taps = c.se_len if letter == "S" else c.mr_len
+        return HyenaState((featurizer, w.new_zeros(B, taps - 1, c.d_model)))

@@ -1,0 +1,116 @@
+"""The four mixers: Hyena-SE, Hyena-MR, Hyena-LI and attention. Each maps (x, state) to (y, state), x (B, L, D)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyena_kernels import CoreState, hyena_li, hyena_mr, hyena_se
+from stripedhyena2.config import Config
+from stripedhyena2.state import AttentionState, HyenaState
+
+
+class Hyena(nn.Module):
+    """out = core(x Wp) Wo + bo: the parts common to the three Hyena mixers."""
+
+    def __init__(self, c: Config):
+        super().__init__()
+        self.in_proj = nn.Linear(c.d_model, 3 * c.d_model, bias=c.proj_bias)
+        self.featurizer = nn.Parameter(torch.empty(3 * c.d_model, c.featurizer_len))
+        self.featurizer_bias = nn.Parameter(torch.empty(3 * c.d_model)) if c.featurizer_bias else None
+        self.out_proj = nn.Linear(c.d_model, c.d_model, bias=c.hyena_out_bias)
+
+    def core(self, u: Tensor, state: CoreState | None) -> tuple[Tensor, CoreState]:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, state: HyenaState | None) -> tuple[Tensor, HyenaState]:
+        y, core = self.core(self.in_proj(x), None if state is None else state.core)
+        return self.out_proj(y), HyenaState(core)
+
+
+class HyenaSE(Hyena):
+    """Short explicit filters, 7 taps, shared in groups of channels."""
+
+    def __init__(self, c: Config):
+        super().__init__(c)
+        self.h = nn.Parameter(torch.empty(c.se_groups, c.se_len))
+
+    def core(self, u: Tensor, state: CoreState | None) -> tuple[Tensor, CoreState]:
+        return hyena_se(u, self.featurizer, self.h, bias=self.featurizer_bias, state=state)
+
+
+class HyenaMR(Hyena):
+    """Medium filters, 128 taps, shared in groups of channels, with a skip."""
+
+    def __init__(self, c: Config):
+        super().__init__(c)
+        self.h = nn.Parameter(torch.empty(c.mr_groups, c.mr_len))
+        self.skip = nn.Parameter(torch.empty(c.d_model))
+
+    def core(self, u: Tensor, state: CoreState | None) -> tuple[Tensor, CoreState]:
+        return hyena_mr(u, self.featurizer, self.h, self.skip, bias=self.featurizer_bias, state=state)
+
+
+class HyenaLI(Hyena):
+    """Implicit filters as long as the sequence: sums of 16 decaying exponentials a channel, with a skip."""
+
+    def __init__(self, c: Config):
+        super().__init__(c)
+        self.log_poles = nn.Parameter(torch.empty(c.d_model, c.n_modes))
+        self.residues = nn.Parameter(torch.empty(c.d_model, c.n_modes))
+        self.skip = nn.Parameter(torch.empty(c.d_model))
+
+    def core(self, u: Tensor, state: CoreState | None) -> tuple[Tensor, CoreState]:
+        poles, residues = self.log_poles, self.residues
+        return hyena_li(u, self.featurizer, poles, residues, self.skip, bias=self.featurizer_bias, state=state)
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with rotary positions (half-split form, angles in float32)."""
+
+    QUERY_BLOCK = 512
+    """Queries that continue a sequence attend in blocks of this size, so that their masks stay small."""
+
+    def __init__(self, c: Config):
+        super().__init__()
+        self.n_heads, self.base, self.scale = c.n_heads, c.rotary_base, c.rotary_scale
+        self.qkv_proj = nn.Linear(c.d_model, 3 * c.d_model, bias=c.proj_bias)
+        self.out_proj = nn.Linear(c.d_model, c.d_model, bias=c.attention_out_bias)
+
+    def rotate(self, x: Tensor, position: int) -> Tensor:
+        """Rotary embedding of x (B, L, n, heads, head size), whose first token stands at `position`."""
+        L, half = x.shape[1], x.shape[-1] // 2
+        frequencies = self.base ** -(torch.arange(half, dtype=torch.float32, device=x.device) / half)
+        positions = torch.arange(position, position + L, dtype=torch.float32, device=x.device) / self.scale
+        angles = torch.outer(positions, frequencies)[:, None, None, :]
+        acc = torch.promote_types(x.dtype, torch.float32)
+        cos, sin = angles.cos().to(acc), angles.sin().to(acc)
+        a, b = x.to(acc).chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+    def forward(self, x: Tensor, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
+        B, L, D = x.shape
+        past = 0 if state is None else state.length
+        qkv = self.qkv_proj(x).view(B, L, 3, self.n_heads, D // self.n_heads)
+        qk = self.rotate(qkv[:, :, :2], past)
+        kv = torch.stack([qk[:, :, 1], qkv[:, :, 2]], dim=2)
+        state = AttentionState.of(kv) if state is None else state.append(kv)
+        q, k, v = (t.transpose(1, 2) for t in (qk[:, :, 0], *state.kv.unbind(2)))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True) if past == 0 else self.continued(q, k, v)
+        return self.out_proj(y.transpose(1, 2).reshape(B, L, D)), state
+
+    def continued(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention of the last L positions: q (B, heads, L, hd), k and v (B, heads, past + L, hd)."""
+        past, pieces = k.shape[2] - q.shape[2], []
+        for start in range(0, q.shape[2], self.QUERY_BLOCK):
+            block = q[:, :, start : start + self.QUERY_BLOCK]
+            end = past + start + block.shape[2]
+            mask = None
+            if block.shape[2] > 1:
+                mask = torch.ones(block.shape[2], end, dtype=torch.bool, device=q.device).tril(past + start)
+            pieces.append(F.scaled_dot_product_attention(block, k[:, :, :end], v[:, :, :end], attn_mask=mask))
+        return torch.cat(pieces, dim=2)
+
+
+MIXERS: dict[str, type[Hyena | Attention]] = {"S": HyenaSE, "D": HyenaMR, "H": HyenaLI, "*": Attention}
