@@ -64,7 +64,7 @@ def fir_conv(
     u, h, past = x.to(acc), h.to(acc), None if state is None else state.to(acc)
     if L == 1:
         window = u if K == 1 else torch.cat([next_state(u[:, :0], past, K - 1), u], dim=1)
-        y = torch.einsum("bkgd,gk->bgd", window.reshape(B, K, G, D // G), h.flip(1)).view(B, 1, D)
+        y = torch.einsum("bkgd,gk->bgd", window.reshape(B, K, G, D // G), h.flip(1)).reshape(B, 1, D)
     elif K <= SHORT:
         y = taps(u, h.repeat_interleave(D // G, dim=0), past)[0]
     else:
