@@ -173,7 +173,7 @@ PRESETS: dict[str, Config] = {
     "evo2_40b": _evo2(**_40B, **_1M),
     "50m": Config(layout="SDH*SDHSDH*", d_model=640, n_heads=10, d_mlp=1792, se_groups=64, mr_groups=64),
     "prok-mini": Config(
-        layout="SDHSDH*SDH", d_model=128, n_heads=4, d_mlp=344, se_groups=16, mr_groups=16, context=1024
+        layout="SDHSDH*SDH", d_model=128, n_heads=4, d_mlp=304, se_groups=16, mr_groups=16, context=1024
     ),
 }
 

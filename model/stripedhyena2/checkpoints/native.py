@@ -28,10 +28,17 @@ def tensor_checksum(t: Tensor) -> str:
     return hashlib.sha256(t.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
 
 
-def save(path: str | Path, config: Config, tensors: dict[str, Tensor], *, notes: dict[str, Any] | None = None) -> None:
+def save(
+    path: str | Path,
+    config: Config,
+    tensors: dict[str, Tensor],
+    *,
+    notes: dict[str, Any] | None = None,
+    also: Callable[[Path], None] | None = None,
+) -> None:
     """Write config and tensors to a directory, under a temporary name first, synced, then renamed.
 
-    `notes` (training step, data, licence, ...) is kept in config.json as it is.
+    `notes` (training step, data, licence, ...) is kept in config.json as it is; `also(folder)` may write more files.
 
     Raises:
         OSError: the disk is full or the place cannot be written; an existing checkpoint is left whole.
@@ -50,7 +57,9 @@ def save(path: str | Path, config: Config, tensors: dict[str, Tensor], *, notes:
         staging.mkdir(parents=True)
         save_file(tensors, staging / WEIGHTS)
         (staging / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
-        for file in staging.iterdir():
+        if also is not None:
+            also(staging)
+        for file in staging.rglob("*"):
             _sync(file)
         replace_directory(staging, path)
     finally:

@@ -1,0 +1,76 @@
+"""From what the user writes after --model, --device and --dtype to a model that is ready to run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from evo2cli.errors import UsageError
+from stripedhyena2 import PRESETS, CheckpointError, StripedHyena2, load_model
+
+DEFAULT_MODEL = "prok-mini"
+_ASSETS = Path(__file__).parent / "assets"
+_NOTE = (
+    f"evo2: using {DEFAULT_MODEL}, a 2-million-parameter model bundled for trying things out; "
+    "for science choose a real Evo 2 checkpoint with --model PATH"
+)
+
+
+def bundled() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(p.parent.name for p in _ASSETS.glob("*/config.json"))
+
+
+def open_model(
+    name: str | None, *, config: str | None = None, device: str = "auto", dtype: str = "auto", quiet: bool = False
+) -> StripedHyena2:
+    """The model that `--model NAME|PATH` means, on its device, in eval mode.
+
+    None is the bundled default, which says so on standard error unless `quiet`. A path wins over a bundled name.
+
+    Raises:
+        UsageError: the device or dtype is not one, or not here.
+        ModelError: no such model, or a checkpoint that cannot be used.
+    """
+    if name is None:
+        if not quiet:
+            print(_NOTE, file=sys.stderr)
+        name = DEFAULT_MODEL
+    place = resolve_device(device)
+    kind = resolve_dtype(dtype, place)
+    path = Path(name)
+    if not path.exists() and name in bundled():
+        return load_model(_ASSETS / name, device=place, dtype=kind)
+    if not path.exists() and name not in PRESETS:
+        known = ", ".join(bundled())
+        raise CheckpointError(f"no model {name!r}: neither a path nor a bundled model ({known}); give --model a checkpoint")
+    return load_model(name, config=config, device=place, dtype=kind)
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA, else MPS, else the CPU."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as e:
+        raise UsageError(f"--device {device} is no device; use auto, cpu, cuda, cuda:N or mps") from e
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {device}: this machine shows {torch.cuda.device_count()} CUDA devices; use --device cpu")
+    if place.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps is not available here; use --device cpu")
+    return place
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA and float32 elsewhere."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+    if dtype not in kinds:
+        raise UsageError(f"--dtype {dtype} is not known; use auto, float32 or bfloat16")
+    return kinds[dtype]

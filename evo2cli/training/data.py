@@ -1,0 +1,129 @@
+"""Training data: sequences in memory, windows drawn as a pure function of (seed, step), and which targets count."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from Bio.SeqIO.FastaIO import SimpleFastaParser
+from torch import Tensor
+
+from evo2cli.errors import UserError
+
+PAD = 1
+NUCLEOTIDES = np.zeros(256, dtype=bool)
+NUCLEOTIDES[list(b"ACGT")] = True
+_IUPAC = np.zeros(256, dtype=bool)
+_IUPAC[list(b"ACGTUNRYSWKMBDHV")] = True
+_COMPLEMENT = np.arange(256, dtype=np.uint8)
+for a, b in zip(b"ACGTURYSWKMBDHVN", b"TGCAAYRSWMKVHDBN", strict=True):
+    _COMPLEMENT[a] = b
+
+
+def reverse_complement(sequence: np.ndarray) -> np.ndarray:
+    """The other strand of upper-case nucleotide bytes."""
+    return _COMPLEMENT[sequence[::-1]]
+
+
+def find_files(patterns: list[str]) -> list[Path]:
+    """The files that paths and glob patterns name, in order, each once."""
+    files: dict[Path, None] = {}
+    for pattern in patterns:
+        found = sorted(glob.glob(pattern)) or ([pattern] if Path(pattern).exists() else [])
+        if not found:
+            raise UserError(f"{pattern}: no such file; check the path or the pattern")
+        files.update((Path(f), None) for f in found if Path(f).is_file())
+    return list(files)
+
+
+def read_fasta(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and upper-case bytes of every record of a FASTA file, plain or gzipped (also bgzip)."""
+    try:
+        with path.open("rb") as f:
+            zipped = f.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rt", encoding="ascii") if zipped else path.open(encoding="ascii") as text:
+            for title, sequence in SimpleFastaParser(text):
+                name = title.split(maxsplit=1)[0] if title else "(unnamed)"
+                yield name, _checked(path, name, sequence)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise UserError(f"{path}: the gzip file is damaged or cut short ({e}); fetch it again") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not a FASTA file, byte {e.start} is not ASCII; give nucleotide FASTA") from e
+    except ValueError as e:
+        raise UserError(f"{path}: not a FASTA file ({e}); give nucleotide FASTA") from e
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
+
+
+def _checked(path: Path, name: str, sequence: str) -> np.ndarray:
+    bases = np.frombuffer(sequence.upper().encode("ascii"), dtype=np.uint8)
+    if not bases.size:
+        raise UserError(f"{path}: record {name} has no sequence; remove it")
+    wrong = np.flatnonzero(~_IUPAC[bases])
+    if wrong.size:
+        letter, at = chr(bases[wrong[0]]), int(wrong[0]) + 1
+        raise UserError(f"{path}: record {name} has {letter!r} at position {at}, not a nucleotide; give DNA, not protein")
+    return bases
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The sequences of some FASTA files."""
+
+    names: list[str]
+    sequences: list[np.ndarray]
+
+    @classmethod
+    def read(cls, files: list[Path]) -> Corpus:
+        names, sequences = [], []
+        for path in files:
+            before = len(names)
+            for name, sequence in read_fasta(path):
+                names.append(f"{path.name}:{name}")
+                sequences.append(sequence)
+            if len(names) == before:
+                raise UserError(f"{path}: no FASTA records in it; give nucleotide FASTA")
+        return cls(names, sequences)
+
+    @property
+    def n_bases(self) -> int:
+        return sum(s.size for s in self.sequences)
+
+    def batch(self, seed: int, step: int, size: int, seq_len: int) -> Tensor:
+        """`size` windows of seq_len + 1 bytes (size, seq_len + 1), int64: a pure function of (seed, step).
+
+        A position is as likely as any other; each window is reverse-complemented with probability one half. Sequences
+        shorter than a window are padded at their end.
+        """
+        rng = np.random.Generator(np.random.Philox(key=[seed, step]))
+        starts = np.array([max(s.size - seq_len, 1) for s in self.sequences])
+        ends = np.cumsum(starts)
+        windows = np.full((size, seq_len + 1), PAD, dtype=np.uint8)
+        for row, at in zip(windows, rng.integers(0, ends[-1], size), strict=True):
+            i = int(np.searchsorted(ends, at, side="right"))
+            start = int(at - (ends[i] - starts[i]))
+            window = self.sequences[i][start : start + seq_len + 1]
+            row[: window.size] = reverse_complement(window) if rng.random() < 0.5 else window
+        return torch.from_numpy(windows).long()
+
+    def tiles(self, seq_len: int) -> np.ndarray:
+        """All sequences cut into windows of seq_len + 1 that overlap by one base, so that every base but a sequence's
+        first is a target just once: (n, seq_len + 1), padded."""
+        tiles = []
+        for s in self.sequences:
+            n = max(-(-(s.size - 1) // seq_len), 1)
+            padded = np.full(n * seq_len + 1, PAD, dtype=np.uint8)
+            padded[: s.size] = s
+            tiles.append(np.lib.stride_tricks.sliding_window_view(padded, seq_len + 1)[::seq_len])
+        return np.concatenate(tiles)
+
+
+def target_mask(targets: Tensor) -> Tensor:
+    """Which targets count in the loss: A, C, G and T."""
+    return torch.from_numpy(NUCLEOTIDES).to(targets.device)[targets]
