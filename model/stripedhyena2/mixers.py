@@ -66,6 +66,11 @@ class HyenaLI(Hyena):
         return hyena_li(u, self.featurizer, poles, residues, self.skip, bias=self.featurizer_bias, state=state)
 
 
+def rotary_frequencies(base: float, head_dim: int, device: torch.device | None = None) -> Tensor:
+    """Angle per position of each rotated pair (head_dim / 2,), float32."""
+    return 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+
+
 class Attention(nn.Module):
     """Causal multi-head attention with rotary positions (half-split form, angles in float32)."""
 
@@ -80,8 +85,8 @@ class Attention(nn.Module):
 
     def rotate(self, x: Tensor, position: int) -> Tensor:
         """Rotary embedding of x (B, L, n, heads, head size), whose first token stands at `position`."""
-        L, half = x.shape[1], x.shape[-1] // 2
-        frequencies = self.base ** -(torch.arange(half, dtype=torch.float32, device=x.device) / half)
+        L = x.shape[1]
+        frequencies = rotary_frequencies(self.base, x.shape[-1], x.device)
         positions = torch.arange(position, position + L, dtype=torch.float32, device=x.device) / self.scale
         angles = torch.outer(positions, frequencies)[:, None, None, :]
         acc = torch.promote_types(x.dtype, torch.float32)

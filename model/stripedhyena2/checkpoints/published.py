@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stripedhyena2.config import Config
 from stripedhyena2.errors import CheckpointError
+from stripedhyena2.mixers import rotary_frequencies
 
 Change = Callable[[Tensor], Tensor]
 
@@ -76,17 +77,17 @@ def _hyena(c: Config, block: str, letter: str) -> Iterator[Entry]:
     yield Entry(
         f"{mixer}featurizer",
         f"{filt}short_filter_weight",
-        lambda t: _deinterleave(t.squeeze(1).flip(1)),
+        lambda t: _deinterleave(t[:, 0, :].flip(1)),
         lambda t: _interleave(t.flip(1)).unsqueeze(1),
     )
     if c.featurizer_bias:
         yield Entry(f"{mixer}featurizer_bias", f"{filt}short_filter_bias", _deinterleave, _interleave)
     if letter == "S":
-        yield Entry(f"{mixer}h", f"{filt}h", lambda t: t.squeeze(1).flip(1), lambda t: t.flip(1).unsqueeze(1))
+        yield Entry(f"{mixer}h", f"{filt}h", lambda t: t[:, 0, :].flip(1), lambda t: t.flip(1).unsqueeze(1))
     if letter == "D":
-        yield Entry(f"{mixer}h", f"{filt}h", lambda t: t.squeeze(1), lambda t: t.unsqueeze(1))
+        yield Entry(f"{mixer}h", f"{filt}h", lambda t: t[:, 0, :], lambda t: t.unsqueeze(1))
     if letter == "H":
-        yield Entry(f"{mixer}log_poles", f"{filt}log_poles", lambda t: t.squeeze(2), lambda t: t.unsqueeze(2))
+        yield Entry(f"{mixer}log_poles", f"{filt}log_poles", lambda t: t[:, :, 0], lambda t: t.unsqueeze(2))
         yield Entry(f"{mixer}residues", f"{filt}residues")
     if letter in "DH":
         yield Entry(f"{mixer}skip", f"{filt}D")
@@ -179,8 +180,7 @@ def save(path: str | Path, config: Config, tensors: dict[str, Tensor]) -> None:
     state = {e.published: e.save(tensors[e.native]).contiguous() for e in entries(config)}
     if config.tie_embeddings:
         state["unembed.weight"] = state["embedding_layer.weight"]
-    half = config.head_dim // 2
-    inv_freq = config.rotary_base ** -(torch.arange(half, dtype=torch.float32) / half)
+    inv_freq = rotary_frequencies(config.rotary_base, config.head_dim)
     for i, letter in enumerate(config.layout):
         if letter == "*":
             state[f"blocks.{i}.inner_mha_cls.rotary_emb.inv_freq"] = inv_freq

@@ -1,0 +1,161 @@
+"""Checkpoints: round trips keep every bit, and what does not fit is refused with a reason."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from stripedhyena2 import CheckpointError, Config, ConfigError, load_model, preset, save_model
+from stripedhyena2.checkpoints import native, published, running_tensors
+from stripedhyena2.initialization import new_model, prepare_for_training
+
+DATA = Path(__file__).parents[1] / "conformance" / "data"
+PT, YML = DATA / "evo2-like-d96.pt", DATA / "evo2-like-d96.yml"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(PT, config=YML)
+
+
+def same(a, b):
+    a, b = dict(running_tensors(a)), dict(running_tensors(b))
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_native_round_trip(model, tmp_path):
+    save_model(model, tmp_path / "m", notes={"step": 7})
+    again = load_model(tmp_path / "m")
+    assert again.config == model.config
+    assert same(model, again)
+    about = native.read_about(tmp_path / "m")
+    assert about["notes"] == {"step": 7}
+    assert about["sha256"]["norm.scale"] == native.tensor_checksum(model.norm.scale)
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_saving_over_a_checkpoint_replaces_it(model, tmp_path):
+    save_model(new_model(Config("S", 8, 1, 8, 1, 1), 0), tmp_path / "m")
+    save_model(model, tmp_path / "m")
+    assert same(model, load_model(tmp_path / "m"))
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(model, tmp_path):
+    save_model(model, tmp_path / "m")
+
+    def full_disk(_folder):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        native.save(tmp_path / "m", model.config, {}, also=full_disk)
+    assert same(model, load_model(tmp_path / "m"))
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_published_round_trip_keeps_every_bit(model, tmp_path):
+    published.save(tmp_path / "m.pt", model.config, dict(running_tensors(model)))
+    assert same(model, load_model(tmp_path / "m.pt", config=model.config))
+    before, after = published.read_dict(PT), published.read_dict(tmp_path / "m.pt")
+    tensors = {k for k, v in before.items() if isinstance(v, torch.Tensor)}
+    assert tensors == after.keys()
+    for key in tensors:
+        assert before[key].shape == after[key].shape, key
+        assert torch.equal(before[key].float(), after[key].float()), key
+
+
+def test_training_form_is_saved_as_the_running_form(tmp_path):
+    config = Config("SDH*", 16, 2, 24, 2, 2)
+    trained = prepare_for_training(new_model(config, 0))
+    save_model(trained, tmp_path / "m")
+    loaded = load_model(tmp_path / "m")
+    ids = torch.randint(0, 256, (1, 200))
+    assert torch.equal(trained.eval()(ids), loaded(ids))
+
+
+def write(tmp_path, contents, name="m.pt"):
+    torch.save(contents, tmp_path / name)
+    return tmp_path / name
+
+
+def refuse(path, match, config=YML):
+    with pytest.raises(CheckpointError, match=match) as e:
+        load_model(path, config=config)
+    assert "\n" not in str(e.value)
+
+
+def test_missing_unknown_and_misshapen_keys_are_named(tmp_path):
+    whole = published.read_dict(PT)
+    refuse(write(tmp_path, {k: v for k, v in whole.items() if k != "norm.scale"}), r"lacks 1 keys \(norm.scale\)")
+    refuse(write(tmp_path, whole | {"norm.scael": whole["norm.scale"]}), "nearest known name norm.scale")
+    refuse(write(tmp_path, whole | {"norm.scale": torch.ones(95)}), r"norm.scale has shape \(95,\).*\(96,\)")
+    refuse(write(tmp_path, whole | {"blocks.0.filter.h": torch.ones(6, 7)}), "blocks.0.filter.h has the unexpected shape")
+    refuse(write(tmp_path, whole | {"unembed.weight": whole["unembed.weight"] + 1}), "differs from the embedding")
+
+
+def test_the_mlp_width_of_the_tensors_wins(tmp_path):
+    narrow = tmp_path / "c.yml"
+    narrow.write_text(YML.read_text().replace("inner_mlp_size: 256", "inner_mlp_size: 128"))
+    assert load_model(PT, config=narrow).config.d_mlp == 256
+
+
+class Bomb:
+    def __reduce__(self):
+        return (Path.touch, (Path("exploded"),))
+
+
+def test_files_that_are_no_checkpoints_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refuse(tmp_path / "none.pt", "no checkpoint at")
+    refuse(write(tmp_path, {"norm.scale": Bomb()}), "is refused")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Bomb()))
+    refuse(tmp_path / "raw.pt", "raw.pt")
+    assert not (tmp_path / "exploded").exists()
+    refuse(write(tmp_path, [1, 2]), "no dict of named tensors")
+    (tmp_path / "cut.pt").write_bytes(PT.read_bytes()[:100_000])
+    refuse(tmp_path / "cut.pt", "not a readable checkpoint")
+    (tmp_path / "text.pt").write_text("ACGT")
+    refuse(tmp_path / "text.pt", "text.pt")
+    (tmp_path / "dir").mkdir()
+    refuse(tmp_path / "dir", "not a native checkpoint", config=None)
+    (tmp_path / "dir" / "config.json").write_text(json.dumps({"format": "stripedhyena2", "version": 99}))
+    refuse(tmp_path / "dir", "version 99", config=None)
+
+
+def test_a_name_without_preset_asks_for_a_configuration():
+    refuse(PT, "give its configuration", config=None)
+
+
+def test_presets_have_the_published_sizes():
+    layouts = {name: preset(name).layout for name in ("evo2_1b_base", "evo2_7b", "evo2_20b", "evo2_40b")}
+    assert layouts["evo2_40b"] == "SDH*SDHSDH*SDHSDH*SDHSDH*SDHSDH*SDH*SDHSDH*SDHSDH*"
+    assert [i for i, letter in enumerate(layouts["evo2_7b"]) if letter == "*"] == [3, 10, 17, 24, 31]
+    assert {n: len(x) for n, x in layouts.items()} == {"evo2_1b_base": 25, "evo2_7b": 32, "evo2_20b": 24, "evo2_40b": 50}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layout": "SDX"}, "unknown layer 'X'"),
+        ({"layout": ""}, "layout is empty"),
+        ({"n_heads": 5}, "does not divide into 5"),
+        ({"activation": "relu"}, "unknown activation"),
+    ],
+)
+def test_configurations_that_describe_no_model(fields, message):
+    values = {"layout": "SDH*", "d_model": 64, "n_heads": 4, "d_mlp": 64, "se_groups": 4, "mr_groups": 4}
+    with pytest.raises(ConfigError, match=message):
+        Config(**(values | fields))
+
+
+def test_published_configurations_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.yml").write_text("hidden_size: 3")
+    with pytest.raises(ConfigError, match="lacks the field num_layers"):
+        Config.from_published(tmp_path / "a.yml")
+    (tmp_path / "b.yml").write_text("just text")
+    with pytest.raises(ConfigError, match="not a configuration"):
+        Config.from_published(tmp_path / "b.yml")
+    with pytest.raises(ConfigError, match="cannot read"):
+        Config.from_published(tmp_path / "c.yml")

@@ -1,0 +1,114 @@
+"""One contract: a sequence continued from a state gives what the whole gives, and states never disturb each other."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stripedhyena2 import Config
+from stripedhyena2.initialization import new_model
+
+CONFIG = Config(layout="SDH*SDH*", d_model=32, n_heads=4, d_mlp=48, se_groups=4, mr_groups=8, rotary_scale=2.0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = new_model(CONFIG, seed=0).eval().double()
+    with torch.no_grad():  # filters as strong as a trained model's, so that a lost state would show
+        for name, p in model.named_parameters():
+            if name.endswith((".h", ".residues")):
+                p.normal_(generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def ids_of(n, batch=2, seed=0):
+    return torch.randint(0, 256, (batch, n), generator=torch.Generator().manual_seed(seed))
+
+
+def close(a, b):
+    return torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(1, 150), min_size=1, max_size=6))
+def test_any_split_equals_the_whole(model, lengths):
+    ids = ids_of(sum(lengths))
+    with torch.inference_mode():
+        whole = model(ids)
+        state, pieces = model.initial_state(2), []
+        for piece in ids.split(lengths, dim=1):
+            logits, state = model.extend(piece, state)
+            pieces.append(logits)
+    assert state.position == sum(lengths)
+    assert close(torch.cat(pieces, dim=1), whole)
+
+
+@torch.inference_mode()
+def test_two_continuations_of_one_state_do_not_mix(model):
+    prefix, a, b = ids_of(40), ids_of(9, seed=1), ids_of(13, seed=2)
+    _, state = model.extend(prefix, model.initial_state(2))
+    _, state = model.extend(prefix[:, :1], state)  # now attention's buffer has room to write on in place
+    logits_a, after_a = model.extend(a, state)
+    logits_b, _ = model.extend(b, state)
+    seen = torch.cat([prefix, prefix[:, :1]], dim=1)
+    assert close(logits_a, model(torch.cat([seen, a], 1))[:, 41:])
+    assert close(logits_b, model(torch.cat([seen, b], 1))[:, 41:])
+    more, _ = model.extend(b, after_a)
+    assert close(more, model(torch.cat([seen, a, b], 1))[:, 50:])
+
+
+@torch.inference_mode()
+def test_states_expand_select_and_clone_by_rows(model):
+    prefix, suffix = ids_of(30, batch=3), ids_of(7, batch=4, seed=5)
+    _, state = model.extend(prefix, model.initial_state(3))
+    rows = torch.tensor([2, 0, 0, 1])
+    assert close(
+        model.extend(suffix, state.select(rows))[0], model(torch.cat([prefix[rows], suffix], dim=1))[:, 30:]
+    )
+    doubled = state.expand(2)
+    assert close(
+        model.extend(suffix[:1].expand(6, -1), doubled)[0],
+        model(torch.cat([prefix.repeat_interleave(2, 0), suffix[:1].expand(6, -1)], 1))[:, 30:],
+    )
+    assert doubled.nbytes() == 2 * state.nbytes()
+    copy = state.clone()
+    for layer, other in zip(state.layers, copy.layers, strict=True):
+        tensors = layer.core if hasattr(layer, "core") else (layer.buffer.kv,)
+        for t in tensors:
+            t.zero_()
+        assert any(bool(t.any()) for t in (other.core if hasattr(other, "core") else (other.kv,)))
+
+
+@torch.inference_mode()
+def test_right_padding_changes_nothing_before_it(model):
+    ids = ids_of(50)
+    padded = torch.cat([ids, torch.ones(2, 30, dtype=torch.long)], dim=1)
+    assert close(model(padded)[:, :50], model(ids))
+
+
+def test_gradients_flow_through_states(model):
+    ids = ids_of(60)
+    grads = []
+    for split in ([60], [25, 35]):
+        model.zero_grad()
+        state, total = model.initial_state(2), 0.0
+        for piece in ids.split(split, dim=1):
+            logits, state = model.extend(piece, state)
+            total = total + logits.square().sum()
+        total.backward()
+        grads.append({n: p.grad.clone() for n, p in model.named_parameters()})
+    for name, g in grads[0].items():
+        assert torch.allclose(g, grads[1][name], rtol=1e-7, atol=1e-9), name
+
+
+@torch.inference_mode()
+def test_bfloat16_stays_near_float32():
+    model = new_model(CONFIG, seed=0).eval()
+    half = new_model(CONFIG, seed=0).eval()
+    for name, p in half.named_parameters():
+        if not name.endswith(("h", "skip", "log_poles", "residues", "featurizer")):
+            p.data = p.data.bfloat16()
+    ids = ids_of(100)
+    exact, rounded = model(ids), half(ids)
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).norm() / exact.norm() < 3e-2
