@@ -12,12 +12,18 @@ Option = typer.Option
 
 def train(
     context: typer.Context,
-    fasta: Annotated[list[str] | None, Option(help="Training FASTA: paths or quoted globs, plain or gzip; repeatable.")] = None,
+    fasta: Annotated[
+        list[str] | None, Option(help="Training FASTA: paths or quoted globs, plain or gzip; repeatable.")
+    ] = None,
     valid: Annotated[list[str] | None, Option(help="Held-out FASTA; also kept out of --fasta's matches.")] = None,
     out: Annotated[Path | None, Option("--out", "-o", help="Folder of the run.")] = None,
-    resume: Annotated[Path | None, Option(help="Continue the run in this folder; other options given change it.")] = None,
+    resume: Annotated[
+        Path | None, Option(help="Continue the run in this folder; other options given change it.")
+    ] = None,
     preset: Annotated[str, Option(help="Shape of the model: prok-mini, 50m, evo2_1b_base, ...")] = "prok-mini",
-    layout: Annotated[str | None, Option(help="Another layout for the preset, one letter a layer, e.g. SDHSDH*SDH.")] = None,
+    layout: Annotated[
+        str | None, Option(help="Another layout for the preset, one letter a layer, e.g. SDHSDH*SDH.")
+    ] = None,
     steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 3000,
     batch_size: Annotated[int, Option(min=1, help="Windows in a step.")] = 8,
     seq_len: Annotated[int, Option(min=2, help="Bases in a window.")] = 1024,
@@ -33,7 +39,9 @@ def train(
     valid_windows: Annotated[int, Option(min=1, help="Windows of each held-out file used in a validation.")] = 64,
     save_every: Annotated[int, Option(min=1, help="Steps between checkpoints.")] = 250,
     log_every: Annotated[int, Option(min=1, help="Steps between progress lines.")] = 10,
-    export_to: Annotated[Path | None, Option("--export", help="Also write the final model here, dense weights in bfloat16.")] = None,
+    export_to: Annotated[
+        Path | None, Option("--export", help="Also write the final model here, dense weights in bfloat16.")
+    ] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     threads: Annotated[int | None, Option(min=1, help="CPU threads.")] = None,
 ) -> None:
@@ -76,7 +84,9 @@ def train(
     }  # fmt: skip
     if resume is not None:
         if fasta or out or layout or _given(context, "preset"):
-            raise UsageError("--resume takes data, model and folder from the run; leave --fasta, --preset, --layout, --out out")
+            raise UsageError(
+                "--resume takes data, model and folder from the run; leave --fasta, --preset, --layout, --out out"
+            )
         changes = {name: v for name, v in values.items() if _given(context, name)}
         if valid:
             changes["valid"] = valid

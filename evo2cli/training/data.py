@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import gzip
+import itertools
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,7 +49,12 @@ def read_fasta(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         with path.open("rb") as f:
             zipped = f.read(2) == b"\x1f\x8b"
         with gzip.open(path, "rt", encoding="ascii") if zipped else path.open(encoding="ascii") as text:
-            for title, sequence in SimpleFastaParser(text):
+            first = next((line for line in text if line.strip()), None)
+            if first is None:
+                return
+            if not first.startswith(">"):
+                raise UserError(f"{path}: not a FASTA file, it does not start with '>'; give nucleotide FASTA")
+            for title, sequence in SimpleFastaParser(itertools.chain([first], text)):
                 name = title.split(maxsplit=1)[0] if title else "(unnamed)"
                 yield name, _checked(path, name, sequence)
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
@@ -68,7 +74,9 @@ def _checked(path: Path, name: str, sequence: str) -> np.ndarray:
     wrong = np.flatnonzero(~_IUPAC[bases])
     if wrong.size:
         letter, at = chr(bases[wrong[0]]), int(wrong[0]) + 1
-        raise UserError(f"{path}: record {name} has {letter!r} at position {at}, not a nucleotide; give DNA, not protein")
+        raise UserError(
+            f"{path}: record {name} has {letter!r} at position {at}, not a nucleotide; give DNA, not protein"
+        )
     return bases
 
 

@@ -1,8 +1,8 @@
 """A training run: its settings, its loop, and its folder, from which it resumes exactly.
 
-    RUN/run.json     the settings           RUN/log.jsonl   one line a logged step, one a validation
-    RUN/last/        newest checkpoint, native, with training/state.pt (optimizer and step)
-    RUN/best/        the checkpoint with the lowest validation loss
+RUN/run.json     the settings           RUN/log.jsonl   one line a logged step, one a validation
+RUN/last/        newest checkpoint, native, with training/state.pt (optimizer and step)
+RUN/best/        the checkpoint with the lowest validation loss
 """
 
 from __future__ import annotations

@@ -116,7 +116,11 @@ class Config:
                 letters[i] = letter
         if "?" in letters:
             raise ConfigError(f"layer {letters.index('?')} is of no kind; name it in one of the *_layer_idxs")
-        for field, wanted in (("hcl_filter_groups", c["hidden_size"]), ("proj_groups", 1), ("column_split_hyena", False)):
+        for field, wanted in (
+            ("hcl_filter_groups", c["hidden_size"]),
+            ("proj_groups", 1),
+            ("column_split_hyena", False),
+        ):
             if c.get(field, wanted) != wanted:
                 raise ConfigError(f"{field} {c[field]} is not supported, only {wanted}")
         return cls(

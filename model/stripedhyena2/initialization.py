@@ -67,7 +67,7 @@ def _initialize_filters(mixer: Hyena, c: Config, g: torch.Generator) -> None:
 
 
 def mr_decay(c: Config, weakest: float = 1e-2, strongest: float = 1e2) -> Tensor:
-    """The fixed decay (G, K) of Hyena-MR filters: exp(-alpha_g t), t = 0..1 over the taps, alpha log-spaced by group."""
+    """The decay (G, K) of Hyena-MR filters: exp(-alpha_g t), t = 0..1 over the taps, alpha log-spaced by group."""
     alpha = torch.logspace(math.log10(weakest), math.log10(strongest), c.mr_groups)
     return torch.exp(-alpha[:, None] * torch.linspace(0, 1, c.mr_len))
 

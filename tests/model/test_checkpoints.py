@@ -91,7 +91,9 @@ def test_missing_unknown_and_misshapen_keys_are_named(tmp_path):
     refuse(write(tmp_path, {k: v for k, v in whole.items() if k != "norm.scale"}), r"lacks 1 keys \(norm.scale\)")
     refuse(write(tmp_path, whole | {"norm.scael": whole["norm.scale"]}), "nearest known name norm.scale")
     refuse(write(tmp_path, whole | {"norm.scale": torch.ones(95)}), r"norm.scale has shape \(95,\).*\(96,\)")
-    refuse(write(tmp_path, whole | {"blocks.0.filter.h": torch.ones(6, 7)}), "blocks.0.filter.h has the unexpected shape")
+    refuse(
+        write(tmp_path, whole | {"blocks.0.filter.h": torch.ones(6, 7)}), "blocks.0.filter.h has the unexpected shape"
+    )
     refuse(write(tmp_path, whole | {"unembed.weight": whole["unembed.weight"] + 1}), "differs from the embedding")
 
 
@@ -132,7 +134,12 @@ def test_presets_have_the_published_sizes():
     layouts = {name: preset(name).layout for name in ("evo2_1b_base", "evo2_7b", "evo2_20b", "evo2_40b")}
     assert layouts["evo2_40b"] == "SDH*SDHSDH*SDHSDH*SDHSDH*SDHSDH*SDH*SDHSDH*SDHSDH*"
     assert [i for i, letter in enumerate(layouts["evo2_7b"]) if letter == "*"] == [3, 10, 17, 24, 31]
-    assert {n: len(x) for n, x in layouts.items()} == {"evo2_1b_base": 25, "evo2_7b": 32, "evo2_20b": 24, "evo2_40b": 50}
+    assert {n: len(x) for n, x in layouts.items()} == {
+        "evo2_1b_base": 25,
+        "evo2_7b": 32,
+        "evo2_20b": 24,
+        "evo2_40b": 50,
+    }
 
 
 @pytest.mark.parametrize(

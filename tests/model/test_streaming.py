@@ -62,9 +62,7 @@ def test_states_expand_select_and_clone_by_rows(model):
     prefix, suffix = ids_of(30, batch=3), ids_of(7, batch=4, seed=5)
     _, state = model.extend(prefix, model.initial_state(3))
     rows = torch.tensor([2, 0, 0, 1])
-    assert close(
-        model.extend(suffix, state.select(rows))[0], model(torch.cat([prefix[rows], suffix], dim=1))[:, 30:]
-    )
+    assert close(model.extend(suffix, state.select(rows))[0], model(torch.cat([prefix[rows], suffix], dim=1))[:, 30:])
     doubled = state.expand(2)
     assert close(
         model.extend(suffix[:1].expand(6, -1), doubled)[0],

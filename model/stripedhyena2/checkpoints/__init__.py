@@ -112,7 +112,8 @@ def fill(
         value = tensors[name]()
         if value.shape != parameter.shape:
             raise CheckpointError(
-                f"{name} has shape {tuple(value.shape)} in the checkpoint, {tuple(parameter.shape)} by the configuration"
+                f"{name} has shape {tuple(value.shape)} in the checkpoint, "
+                f"{tuple(parameter.shape)} by the configuration"
             )
         module = model.get_submodule(name.rpartition(".")[0])
         target = parameter_dtype(name, dtype)

@@ -133,7 +133,8 @@ def open_checkpoint(path: str | Path, config: Config) -> dict[str, Callable[[], 
     unknown = sorted(k for k in state.keys() - by_name.keys() if not _redundant(k, state, config))
     if missing or unknown:
         raise CheckpointError(
-            f"{path} does not fit the configuration: " + "; ".join(filter(None, (_lacks(missing), _odd(unknown, by_name))))
+            f"{path} does not fit the configuration: "
+            + "; ".join(filter(None, (_lacks(missing), _odd(unknown, by_name))))
         )
     wrong = sorted(k for k in by_name if not isinstance(state[k], Tensor))
     if wrong:
@@ -149,7 +150,7 @@ def _read(entry: Entry, value: Tensor) -> Tensor:
 
 
 def _redundant(key: str, state: dict[str, Any], config: Config) -> bool:
-    """Keys that published files carry beside the weights: FP8 metadata, rotary tables, a second copy of the embedding."""
+    """Whether a published file carries this key beside the weights: FP8 metadata, rotary tables, a tied unembedding."""
     if key == "unembed.weight" and config.tie_embeddings:
         if not torch.equal(state[key], state["embedding_layer.weight"]):
             raise CheckpointError("unembed.weight differs from the embedding, but the configuration ties them")
@@ -158,7 +159,9 @@ def _redundant(key: str, state: dict[str, Any], config: Config) -> bool:
 
 
 def _lacks(missing: list[str]) -> str:
-    return f"lacks {len(missing)} keys ({', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''})" if missing else ""
+    return (
+        f"lacks {len(missing)} keys ({', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''})" if missing else ""
+    )
 
 
 def _odd(unknown: list[str], known: dict[str, Entry]) -> str:
