@@ -76,7 +76,7 @@ def train(
 
     place = resolve_device(device)
     options: dict[str, Any] = {"device": place, "report": report, "note": note}
-    values = {
+    values: dict[str, Any] = {
         "steps": steps, "batch_size": batch_size, "seq_len": seq_len, "lr": lr, "warmup": warmup,
         "schedule": schedule, "final_fraction": final_fraction, "decay_steps": decay_steps,
         "weight_decay": weight_decay, "clip": clip, "seed": seed, "valid_every": valid_every,

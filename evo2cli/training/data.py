@@ -89,7 +89,8 @@ class Corpus:
 
     @classmethod
     def read(cls, files: list[Path]) -> Corpus:
-        names, sequences = [], []
+        names: list[str] = []
+        sequences: list[np.ndarray] = []
         for path in files:
             before = len(names)
             for name, sequence in read_fasta(path):

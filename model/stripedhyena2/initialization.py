@@ -34,7 +34,7 @@ def _initialize(model: StripedHyena2, g: torch.Generator) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             module.weight.normal_(0, inner, generator=g)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
         elif isinstance(module, RMSNorm):
             module.scale.fill_(1)
