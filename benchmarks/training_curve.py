@@ -16,7 +16,8 @@ def read_log(run: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     repeat steps, of which the last counts."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     steps = pd.DataFrame([line for line in lines if "bits" in line]).drop_duplicates("step", keep="last")
-    valid = pd.DataFrame([{"step": line["step"]} | line["valid"] for line in lines if "valid" in line])
+    held_out = [{"step": line["step"]} | line["valid"] for line in lines if "valid" in line]
+    valid = pd.DataFrame(held_out or {"step": []})
     return steps.set_index("step").sort_index(), valid.drop_duplicates("step", keep="last").set_index("step")
 
 
