@@ -83,12 +83,14 @@ class Attention(nn.Module):
         self.qkv_proj = nn.Linear(c.d_model, 3 * c.d_model, bias=c.proj_bias)
         self.out_proj = nn.Linear(c.d_model, c.d_model, bias=c.attention_out_bias)
 
-    def rotate(self, x: Tensor, position: int) -> Tensor:
-        """Rotary embedding of x (B, L, n, heads, head size), whose first token stands at `position`."""
-        L = x.shape[1]
+    def rotate(self, x: Tensor, first: int, starts: Tensor | None) -> Tensor:
+        """Rotary embedding of x (B, L, n, heads, head size), at columns first, first + 1, ... of rows that begin at
+        the columns `starts` (B,) (None: all at 0)."""
         frequencies = rotary_frequencies(self.base, x.shape[-1], x.device)
-        positions = torch.arange(position, position + L, dtype=torch.float32, device=x.device) / self.scale
-        angles = torch.outer(positions, frequencies)[:, None, None, :]
+        positions = torch.arange(first, first + x.shape[1], device=x.device)[None]
+        if starts is not None:
+            positions = positions - starts[:, None]
+        angles = (positions[..., None] / self.scale * frequencies)[:, :, None, None, :]
         acc = torch.promote_types(x.dtype, torch.float32)
         cos, sin = angles.cos().to(acc), angles.sin().to(acc)
         a, b = x.to(acc).chunk(2, dim=-1)
@@ -96,17 +98,17 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
         B, L, D = x.shape
-        past = 0 if state is None else state.length
+        past, starts = (0, None) if state is None else (state.length, state.starts)
         qkv = self.qkv_proj(x).view(B, L, 3, self.n_heads, D // self.n_heads)
-        qk = self.rotate(qkv[:, :, :2], past)
+        qk = self.rotate(qkv[:, :, :2], past, starts)
         kv = torch.stack([qk[:, :, 1], qkv[:, :, 2]], dim=2)
         state = AttentionState.of(kv) if state is None else state.append(kv)
         q, k, v = (t.transpose(1, 2) for t in (qk[:, :, 0], *state.kv.unbind(2)))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True) if past == 0 else self.continued(q, k, v)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True) if past == 0 else self.continued(q, k, v, starts)
         return self.out_proj(y.transpose(1, 2).reshape(B, L, D)), state
 
-    def continued(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention of the last L positions: q (B, heads, L, hd), k and v (B, heads, past + L, hd)."""
+    def continued(self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
+        """Causal attention of the last L columns: q (B, heads, L, hd), k and v (B, heads, past + L, hd)."""
         past, pieces = k.shape[2] - q.shape[2], []
         for start in range(0, q.shape[2], self.QUERY_BLOCK):
             block = q[:, :, start : start + self.QUERY_BLOCK]
@@ -114,6 +116,9 @@ class Attention(nn.Module):
             mask = None
             if block.shape[2] > 1:
                 mask = torch.ones(block.shape[2], end, dtype=torch.bool, device=q.device).tril(past + start)
+            if starts is not None:
+                own = (torch.arange(end, device=q.device) >= starts[:, None])[:, None, None, :]
+                mask = own if mask is None else own & mask
             pieces.append(F.scaled_dot_product_attention(block, k[:, :, :end], v[:, :, :end], attn_mask=mask))
         return torch.cat(pieces, dim=2)
 

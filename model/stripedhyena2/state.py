@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyena_kernels import CoreState
@@ -19,6 +20,11 @@ class HyenaState:
 
     def map(self, f: Callable[[Tensor], Tensor]) -> HyenaState:
         return HyenaState((f(self.core[0]), f(self.core[1])))
+
+    @staticmethod
+    def join(states: list[HyenaState]) -> HyenaState:
+        featurizer, conv = zip(*(s.core for s in states), strict=True)
+        return HyenaState((torch.cat(featurizer), torch.cat(conv)))
 
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self.core)
@@ -37,15 +43,20 @@ class _KVBuffer:
 
 @dataclass
 class AttentionState:
-    """Keys (rotated) and values of the sequence so far: the first `length` positions of a growing buffer."""
+    """Keys (rotated) and values of the sequence so far: the first `length` columns of a growing buffer.
+
+    Rows of unequal length end at the same column: row b begins at column `starts[b]`, and what stands before it is not
+    part of it. `starts` None: every row begins at column 0.
+    """
 
     buffer: _KVBuffer
     length: int
+    starts: Tensor | None = None
 
     @classmethod
-    def of(cls, kv: Tensor) -> AttentionState:
+    def of(cls, kv: Tensor, starts: Tensor | None = None) -> AttentionState:
         """The state that holds keys and values kv (B, L, 2, heads, head size), without copying them."""
-        return cls(_KVBuffer(kv, kv.shape[1]), kv.shape[1])
+        return cls(_KVBuffer(kv, kv.shape[1]), kv.shape[1], starts)
 
     @property
     def kv(self) -> Tensor:
@@ -57,7 +68,7 @@ class AttentionState:
         end, buffer = self.length + kv.shape[1], self.buffer
         in_graph = torch.is_grad_enabled() and (kv.requires_grad or buffer.kv.requires_grad)
         if in_graph:
-            return AttentionState.of(torch.cat([self.kv, kv], dim=1))
+            return AttentionState.of(torch.cat([self.kv, kv], dim=1), self.starts)
         if buffer.filled != self.length or buffer.kv.shape[1] < end:
             B, *rest = kv.shape[:1] + kv.shape[2:]
             room = kv.new_empty(B, max(end, min(2 * self.length, self.length + 65536), 64), *rest)
@@ -65,10 +76,21 @@ class AttentionState:
             buffer = _KVBuffer(room, self.length)
         buffer.kv[:, self.length : end] = kv
         buffer.filled = end
-        return AttentionState(buffer, end)
+        return AttentionState(buffer, end, self.starts)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> AttentionState:
-        return AttentionState.of(f(self.kv))
+        return AttentionState.of(f(self.kv), None if self.starts is None else f(self.starts))
+
+    @staticmethod
+    def join(states: list[AttentionState]) -> AttentionState:
+        length = max(s.length for s in states)
+        kv = torch.cat([F.pad(s.kv, (0, 0, 0, 0, 0, 0, length - s.length, 0)) for s in states])
+        starts = []
+        for s in states:
+            own = kv.new_zeros(s.kv.shape[0], dtype=torch.long) if s.starts is None else s.starts
+            starts.append(own + (length - s.length))
+        joined = torch.cat(starts)
+        return AttentionState.of(kv, joined if bool(joined.any()) else None)
 
     def nbytes(self) -> int:
         return self.kv.nbytes
@@ -79,7 +101,10 @@ LayerState = HyenaState | AttentionState
 
 @dataclass
 class ModelState:
-    """The states of all layers, and the number of tokens seen: the position of the next one."""
+    """The states of all layers, and the number of tokens seen: the position of the next one.
+
+    In a state joined from rows of unequal length, `position` is that of the longest row.
+    """
 
     layers: list[LayerState | None]
     position: int
@@ -101,6 +126,16 @@ class ModelState:
 
     def to(self, device: torch.device | str) -> ModelState:
         return self._map(lambda t: t.to(device))
+
+    @staticmethod
+    def join(states: list[ModelState]) -> ModelState:
+        """The rows of several states as one batch, in order; the states may have seen different numbers of tokens."""
+        if len(states) == 1:
+            return states[0]
+        layers: list[LayerState | None] = []
+        for parts in zip(*(s.layers for s in states), strict=True):
+            layers.append(type(parts[0]).join(list(parts)))  # type: ignore[union-attr, arg-type]
+        return ModelState(layers, max(s.position for s in states))
 
     def nbytes(self) -> int:
         return sum(s.nbytes() for s in self.layers if s is not None)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stripedhyena2 import Config
+from stripedhyena2 import Config, ModelState
 from stripedhyena2.initialization import new_model
 
 CONFIG = Config(layout="SDH*SDH*", d_model=32, n_heads=4, d_mlp=48, se_groups=4, mr_groups=8, rotary_scale=2.0)
@@ -75,6 +75,22 @@ def test_states_expand_select_and_clone_by_rows(model):
         for t in tensors:
             t.zero_()
         assert any(bool(t.any()) for t in (other.core if hasattr(other, "core") else (other.kv,)))
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(1, 60), min_size=2, max_size=4), piece=st.integers(1, 20))
+def test_rows_of_unequal_length_run_in_one_batch(model, lengths, piece):
+    with torch.inference_mode():
+        prompts = [ids_of(n, batch=1, seed=i) for i, n in enumerate(lengths)]
+        suffix = ids_of(2 * piece, batch=len(lengths), seed=9)
+        joined = ModelState.join([model.extend(p, model.initial_state(1))[1] for p in prompts])
+        first, joined = model.extend(suffix[:, :piece], joined)
+        rows = torch.arange(len(lengths)).flip(0)  # rows may leave, stay or change places on the way
+        second, _ = model.extend(suffix[rows, piece:], joined.select(rows))
+        for i, prompt in enumerate(prompts):
+            alone = model(torch.cat([prompt, suffix[i : i + 1]], dim=1))[0, lengths[i] :]
+            assert close(first[i], alone[:piece])
+            assert close(second[len(lengths) - 1 - i], alone[piece:])
 
 
 @torch.inference_mode()
