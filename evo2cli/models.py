@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 
 from evo2cli.errors import UsageError
+from evo2cli.messages import log
 from stripedhyena2 import PRESETS, CheckpointError, StripedHyena2, load_model
 
 DEFAULT_MODEL = "prok-mini"
 _ASSETS = Path(__file__).parent / "assets"
 _NOTE = (
-    f"evo2: using {DEFAULT_MODEL}, a 2-million-parameter model bundled for trying things out; "
+    f"using {DEFAULT_MODEL}, a 2-million-parameter model bundled for trying things out; "
     "for science choose a real Evo 2 checkpoint with --model PATH"
 )
 
@@ -24,19 +24,18 @@ def bundled() -> list[str]:
 
 
 def open_model(
-    name: str | None, *, config: str | None = None, device: str = "auto", dtype: str = "auto", quiet: bool = False
+    name: str | None, *, config: str | None = None, device: str = "auto", dtype: str = "auto"
 ) -> StripedHyena2:
     """The model that `--model NAME|PATH` means, on its device, in eval mode.
 
-    None is the bundled default, which says so on standard error unless `quiet`. A path wins over a bundled name.
+    None is the bundled default, which says so on standard error. A path wins over a bundled name.
 
     Raises:
         UsageError: the device or dtype is not one, or not here.
         ModelError: no such model, or a checkpoint that cannot be used.
     """
     if name is None:
-        if not quiet:
-            print(_NOTE, file=sys.stderr)
+        log.info("%s", _NOTE)
         name = DEFAULT_MODEL
     place = resolve_device(device)
     kind = resolve_dtype(dtype, place)
@@ -45,7 +44,9 @@ def open_model(
         return load_model(_ASSETS / name, device=place, dtype=kind)
     if not path.exists() and name not in PRESETS:
         known = ", ".join(bundled())
-        raise CheckpointError(f"no model {name!r}: neither a path nor a bundled model ({known}); give --model a checkpoint")
+        raise CheckpointError(
+            f"no model {name!r}: neither a path nor a bundled model ({known}); give --model a checkpoint"
+        )
     return load_model(name, config=config, device=place, dtype=kind)
 
 
@@ -60,7 +61,9 @@ def resolve_device(device: str) -> torch.device:
     except RuntimeError as e:
         raise UsageError(f"--device {device} is no device; use auto, cpu, cuda, cuda:N or mps") from e
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {device}: this machine shows {torch.cuda.device_count()} CUDA devices; use --device cpu")
+        raise UsageError(
+            f"--device {device}: this machine shows {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
     if place.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps is not available here; use --device cpu")
     return place

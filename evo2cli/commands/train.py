@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from evo2cli.commands.options import Debug, Device, Quiet, Threads
+from evo2cli.messages import log
+
 Option = typer.Option
 
 
@@ -42,8 +45,10 @@ def train(
     export_to: Annotated[
         Path | None, Option("--export", help="Also write the final model here, dense weights in bfloat16.")
     ] = None,
-    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    threads: Annotated[int | None, Option(min=1, help="CPU threads.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Train a model on FASTA files; prints bits per base as it goes.
 
@@ -65,7 +70,7 @@ def train(
         raise UsageError(f"--schedule {schedule} is not known; use {' or '.join(SCHEDULES)}")
 
     def note(line: str) -> None:
-        print(f"evo2 train: {line}", file=sys.stderr, flush=True)
+        log.info("%s", line)
 
     def report(p: Progress) -> None:
         left = f"{int(p.seconds_left) // 3600}:{int(p.seconds_left) // 60 % 60:02d}:{int(p.seconds_left) % 60:02d}"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import glob
-import gzip
+import io
 import itertools
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +15,13 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 from torch import Tensor
 
 from evo2cli.errors import UserError
+from evo2cli.io.streams import Input, readable
+from evo2cli.io.tokens import PAD, encode, reverse_complement
 
-PAD = 1
 NUCLEOTIDES = np.zeros(256, dtype=bool)
 NUCLEOTIDES[list(b"ACGT")] = True
 _IUPAC = np.zeros(256, dtype=bool)
 _IUPAC[list(b"ACGTUNRYSWKMBDHV")] = True
-_COMPLEMENT = np.arange(256, dtype=np.uint8)
-for a, b in zip(b"ACGTURYSWKMBDHVN", b"TGCAAYRSWMKVHDBN", strict=True):
-    _COMPLEMENT[a] = b
-
-
-def reverse_complement(sequence: np.ndarray) -> np.ndarray:
-    """The other strand of upper-case nucleotide bytes."""
-    return _COMPLEMENT[sequence[::-1]]
 
 
 def find_files(patterns: list[str]) -> list[Path]:
@@ -45,30 +37,20 @@ def find_files(patterns: list[str]) -> list[Path]:
 
 def read_fasta(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Name and upper-case bytes of every record of a FASTA file, plain or gzipped (also bgzip)."""
-    try:
-        with path.open("rb") as f:
-            zipped = f.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rt", encoding="ascii") if zipped else path.open(encoding="ascii") as text:
-            first = next((line for line in text if line.strip()), None)
-            if first is None:
-                return
-            if not first.startswith(">"):
-                raise UserError(f"{path}: not a FASTA file, it does not start with '>'; give nucleotide FASTA")
-            for title, sequence in SimpleFastaParser(itertools.chain([first], text)):
-                name = title.split(maxsplit=1)[0] if title else "(unnamed)"
-                yield name, _checked(path, name, sequence)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise UserError(f"{path}: the gzip file is damaged or cut short ({e}); fetch it again") from e
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not a FASTA file, byte {e.start} is not ASCII; give nucleotide FASTA") from e
-    except ValueError as e:
-        raise UserError(f"{path}: not a FASTA file ({e}); give nucleotide FASTA") from e
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
+    with Input(str(path)) as source, readable(source.name):
+        text = io.TextIOWrapper(source.stream, encoding="latin-1")
+        first = next((line for line in text if line.strip()), None)
+        if first is None:
+            return
+        if not first.startswith(">"):
+            raise UserError(f"{path}: not a FASTA file, it does not start with '>'; give nucleotide FASTA")
+        for title, sequence in SimpleFastaParser(itertools.chain([first], text)):
+            name = title.split(maxsplit=1)[0] if title else "(unnamed)"
+            yield name, _checked(path, name, sequence)
 
 
 def _checked(path: Path, name: str, sequence: str) -> np.ndarray:
-    bases = np.frombuffer(sequence.upper().encode("ascii"), dtype=np.uint8)
+    bases = np.frombuffer(encode(sequence, f"{path}: record {name}"), dtype=np.uint8)
     if not bases.size:
         raise UserError(f"{path}: record {name} has no sequence; remove it")
     wrong = np.flatnonzero(~_IUPAC[bases])
@@ -118,7 +100,9 @@ class Corpus:
             i = int(np.searchsorted(ends, at, side="right"))
             start = int(at - (ends[i] - starts[i]))
             window = self.sequences[i][start : start + seq_len + 1]
-            row[: window.size] = reverse_complement(window) if rng.random() < 0.5 else window
+            if rng.random() < 0.5:
+                window = np.frombuffer(reverse_complement(window.tobytes()), dtype=np.uint8)
+            row[: window.size] = window
         return torch.from_numpy(windows).long()
 
     def tiles(self, seq_len: int) -> np.ndarray:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evo2cli.training.data import PAD, target_mask
+from evo2cli.io.tokens import PAD
+from evo2cli.training.data import target_mask
 from stripedhyena2 import StripedHyena2
 
 

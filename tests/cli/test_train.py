@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from evo2cli.app import main
 from evo2cli.errors import UserError
-from evo2cli.training.data import PAD, Corpus, find_files, read_fasta, reverse_complement, target_mask
+from evo2cli.io.tokens import PAD, reverse_complement
+from evo2cli.training.data import Corpus, find_files, read_fasta, target_mask
 from evo2cli.training.evaluation import bits_per_base, next_base_loss, spread
 from evo2cli.training.optimization import Schedule, adamw
 from evo2cli.training.run import Run, Settings
@@ -65,7 +66,7 @@ def test_windows_are_a_function_of_seed_and_step(fasta):
     assert not torch.equal(a, corpus.batch(1, 8, 16, 32))
     assert not torch.equal(a, corpus.batch(2, 7, 16, 32))
     text = [bytes(s).decode() for s in corpus.sequences]
-    strands = [*text, *(bytes(reverse_complement(s)).decode() for s in corpus.sequences)]
+    strands = [*text, *(reverse_complement(bytes(s)).decode() for s in corpus.sequences)]
     for row in a.tolist():
         window = bytes(t for t in row if t != PAD).decode()
         assert any(window in s for s in strands)
@@ -184,9 +185,9 @@ def test_a_gradient_that_is_not_finite_stops_with_a_saved_run(fasta, tmp_path):
         ("empty.fa", b"", "no FASTA records"),
         ("protein.fa", b">p\nMKVLAAGE\n", "record p has 'L' at position 4"),
         ("hollow.fa", b">a\nACGT\n>b\n", "record b has no sequence"),
-        ("binary.fa", b"\xff\xfe\x00", "not ASCII"),
+        ("binary.fa", b">x\nAC\xff", "not ASCII at position 3"),
         ("text.fa", b"hello\n>a\nACGT", "not a FASTA file"),
-        ("cut.fa.gz", gzip.compress(f">a\n{genome(5000)}\n".encode())[:-700], "damaged or cut short"),
+        ("cut.fa.gz", gzip.compress(f">a\n{genome(5000)}\n".encode())[:-700], "truncated"),
     ],
 )
 def test_bad_data_is_named(tmp_path, name, contents, message):

@@ -1,0 +1,8 @@
+"""`evo2`, and `python -m evo2cli`."""
+
+import sys
+
+from evo2cli.app import main
+
+if __name__ == "__main__":
+    sys.exit(main())

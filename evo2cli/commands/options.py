@@ -1,0 +1,43 @@
+"""Options that mean the same in every subcommand."""
+
+import logging
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from evo2cli.messages import set_level
+
+
+class Dtype(str, Enum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+def _level(level: int):  # type: ignore[no-untyped-def]
+    def callback(asked: bool) -> None:
+        if asked:
+            set_level(level)
+
+    return callback
+
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME|PATH", help="A bundled model, or a checkpoint.", show_default="prok-mini"),
+]
+ModelConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--model-config", metavar="YAML", help="The configuration of a published .pt file that matches no preset."
+    ),
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[Dtype, typer.Option("--dtype", help="Precision of the dense weights.")]
+Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads.", show_default="all")]
+Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Say nothing but warnings and errors.", callback=_level(logging.WARNING))
+]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.", callback=_level(logging.DEBUG))]
+Debug = Annotated[bool, typer.Option("--debug", help="On an error, show where it came from.")]

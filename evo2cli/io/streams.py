@@ -1,0 +1,91 @@
+"""Input as a stream of bytes: a file or standard input, decompressed by its content, never by its name."""
+
+import gzip
+import io
+import os
+import stat
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+from evo2cli.errors import UsageError, UserError
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+
+
+class Input:
+    """An open file, or standard input for "-".
+
+    `stream` gives its bytes decompressed; `name` is what messages call it; `size` is its length on disk, None
+    where that is not known (a pipe).
+    """
+
+    def __init__(self, path: str):
+        self.name = "standard input" if path == "-" else path
+        self._file = _standard_input() if path == "-" else _open_file(path)
+        status = os.fstat(self._file.fileno())
+        self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
+        head = self._file.peek(18)[:18]
+        if is_bgzf(head):
+            self._require_end_block()
+        self.stream = self._file
+        if head.startswith(_GZIP_MAGIC):
+            self.stream = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=self._file)))
+
+    def tell(self) -> int:
+        """Bytes of the file on disk that were read so far; only where `size` is known."""
+        return self._file.tell()
+
+    def __enter__(self) -> "Input":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not sys.stdin.buffer:  # closing it would wait for a thread that is reading from it
+            self._file.close()
+
+    def _require_end_block(self) -> None:
+        # gzip members end anywhere without a sign, so a bgzip file cut between two blocks would read as a whole one.
+        if self.size is None:
+            return
+        here = self._file.tell()
+        self._file.seek(max(0, self.size - len(_BGZF_END)))
+        end = self._file.read()
+        self._file.seek(here)
+        if end != _BGZF_END:
+            raise UserError(f"{self.name} is truncated: its last bgzip block is missing; copy or make it again")
+
+
+def is_bgzf(head: bytes) -> bool:
+    """Whether a file with these first 18 bytes is bgzip: gzip in blocks, with the extra field BC."""
+    return head.startswith(b"\x1f\x8b\x08\x04") and head[12:14] == b"BC"
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turn what damaged compressed input raises while it is read into a UserError about `name`."""
+    try:
+        yield
+    except EOFError:
+        raise UserError(f"{name} is truncated: its compressed data end too early; copy or make it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{name} is damaged: {error}; copy or make it again") from None
+
+
+def _open_file(path: str) -> io.BufferedReader:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a directory; name a file") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; check the path and its permissions") from None
+
+
+def _standard_input() -> io.BufferedReader:
+    if sys.stdin.isatty():
+        raise UsageError("standard input is a terminal; name a file, or pipe one in")
+    return cast(io.BufferedReader, sys.stdin.buffer)

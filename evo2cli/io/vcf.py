@@ -1,0 +1,191 @@
+"""Variants from VCF and BCF files, each with its line as it stood, so that what is written back differs in INFO alone.
+
+Records never pass through a pysam writer: it refuses valid files whose header does not declare every contig and key,
+and adds fields of its own. htslib reads BCF and contig lines here; of a text record only the fixed columns are split.
+"""
+
+import logging
+import os
+import shutil
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+import pysam
+
+from evo2cli.errors import UserError
+from evo2cli.io.streams import Input, readable
+from evo2cli.variants import Variant
+
+log = logging.getLogger("evo2")
+
+_FIXED_COLUMNS = 8
+_FILEFORMAT = b"##fileformat=VCFv4.2"
+_COLUMNS = b"#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
+
+
+@dataclass(frozen=True)
+class VcfRecord(Variant):
+    """A variant with the VCF line, line end included, that it came from."""
+
+    line: bytes
+
+    @property
+    def held_bytes(self) -> int:
+        return len(self.line)
+
+    @property
+    def columns(self) -> list[bytes]:
+        """CHROM to INFO, then FORMAT and samples, if there are any, as one last piece; no line end."""
+        return self.line.rstrip(b"\r\n").split(b"\t", _FIXED_COLUMNS)
+
+    def with_info(self, fields: dict[str, str]) -> bytes:
+        """The line with these fields at the end of INFO, in the place of any of the same name."""
+        columns = self.columns
+        end = self.line[len(self.line.rstrip(b"\r\n")) :]
+        kept = [field for field in columns[7].split(b";") if field.split(b"=")[0].decode("latin-1") not in fields]
+        added = [f"{name}={value}".encode() for name, value in fields.items()]
+        columns[7] = b";".join([field for field in kept if field not in (b"", b".")] + added)
+        return b"\t".join(columns) + end
+
+
+class VcfReader:
+    """The records of a VCF or BCF file in their order; iterate over it once.
+
+    `header` has the header's lines, each with its line end; a missing ##fileformat or #CHROM line has been added.
+    """
+
+    def __init__(self, source: Input):
+        self.name = source.name
+        self._source = source
+        self._lines = enumerate(_lines(source), start=1)
+        self.header: list[bytes] = []
+        self._first: list[tuple[int, bytes]] = []
+        for number, line in self._lines:
+            if not line.startswith(b"#"):
+                self._first = [(number, line)]
+                break
+            self.header.append(line)
+        if not self.header and not self._first:
+            raise UserError(f"{self.name} is empty, without even a VCF header; check the command that made it")
+        self._complete_header()
+
+    @property
+    def line_end(self) -> bytes:
+        """The file's own: a file from Windows keeps its \\r\\n."""
+        return b"\r\n" if self.header[0].endswith(b"\r\n") else b"\n"
+
+    @property
+    def contig_lengths(self) -> dict[str, int]:
+        """Lengths of the contigs in the header's ##contig lines, where they are given."""
+        header = pysam.VariantHeader()
+        for line in self._meta(b"contig"):
+            try:
+                header.add_line(line)
+            except ValueError:
+                log.debug("%s: a ##contig line that htslib cannot read: %s", self.name, line)
+        return {contig.name: contig.length for contig in header.contigs.values() if contig.length}
+
+    @property
+    def reference(self) -> str | None:
+        """The path in the header's ##reference line, if that names a file."""
+        for line in self._meta(b"reference"):
+            value = line.partition("=")[2]
+            parts = urlsplit(value)
+            if parts.scheme == "file":
+                # bcftools writes file://ref.fa for a relative path, which makes "ref.fa" look like a host.
+                host = "" if parts.netloc == "localhost" else parts.netloc
+                return unquote(host + parts.path)
+            if os.path.isfile(value):
+                return value
+        return None
+
+    @property
+    def fraction_read(self) -> float | None:
+        """How much of the file has been read, 0 to 1; None for a pipe."""
+        return self._source.tell() / self._source.size if self._source.size else None
+
+    def __iter__(self) -> Iterator[VcfRecord]:
+        for number, line in chain(self._first, self._lines):
+            if line.strip(b"\r\n"):  # htslib refuses a file with blank lines, so they are left out
+                yield self._record(number, line)
+
+    def _record(self, number: int, line: bytes) -> VcfRecord:
+        if line.startswith(b"#"):
+            raise UserError(
+                f"{self.name}: line {number} is a header line below a record; join files with bcftools concat"
+            )
+        columns = line.rstrip(b"\r\n").split(b"\t", _FIXED_COLUMNS)
+        if len(columns) < _FIXED_COLUMNS or not columns[1].isdigit():
+            raise UserError(f"{self.name}: {self._what_is_wrong(number, columns)}; see the VCF specification")
+        contig, position, _, ref, alt = (column.decode("utf-8", "surrogateescape") for column in columns[:5])
+        return VcfRecord(contig, int(position) - 1, ref, tuple(alt.split(",")), line)
+
+    def _what_is_wrong(self, number: int, columns: list[bytes]) -> str:
+        if len(columns) < _FIXED_COLUMNS:
+            found = f"{len(columns)} tab-separated column{'s' if len(columns) > 1 else ''}"
+            return f"line {number} is not a VCF record: it has {found} where 8 or more belong"
+        return f"line {number} is not a VCF record: POS is {columns[1].decode('latin-1')!r}, not a number"
+
+    def _complete_header(self) -> None:
+        if self._first:
+            self._record(*self._first[0])  # before anything is made up for a file that is no VCF
+        if not self.header or not self.header[0].startswith(b"##fileformat="):
+            log.info("%s does not start with ##fileformat; taking it for VCFv4.2", self.name)
+            line = self.header[0] if self.header else self._first[0][1]
+            self.header.insert(0, _FILEFORMAT + (b"\r\n" if line.endswith(b"\r\n") else b"\n"))
+        if not self.header[-1].startswith(b"#CHROM"):
+            log.info("%s has no #CHROM line; adding one", self.name)
+            self.header.append(_COLUMNS + self._sample_columns() + self.line_end)
+        self.header = [line.rstrip(b"\r\n") + self.line_end for line in self.header]
+
+    def _sample_columns(self) -> bytes:
+        samples = self._first[0][1].count(b"\t") - _FIXED_COLUMNS if self._first else -1
+        if samples < 0:
+            return b""
+        return b"\t".join([b"", b"FORMAT", *(f"sample{number}".encode() for number in range(1, samples + 1))])
+
+    def _meta(self, key: bytes) -> list[str]:
+        start = b"##" + key + b"="
+        return [line.decode("utf-8", "replace").strip() for line in self.header if line.startswith(start)]
+
+
+def _lines(source: Input) -> Iterator[bytes]:
+    with readable(source.name):
+        if source.stream.peek(4)[:4] == b"BCF\2":
+            yield from _bcf_lines(source)
+        else:
+            yield from source.stream
+
+
+def _bcf_lines(source: Input) -> Iterator[bytes]:
+    """The lines that `bcftools view` prints."""
+    # htslib wants a file descriptor, and what was read to recognise the format cannot be put back into a pipe.
+    reading, writing = os.pipe()
+    failures: list[Exception] = []
+    feeder = threading.Thread(target=_feed, args=(source.stream, writing, failures), daemon=True)
+    feeder.start()
+    with os.fdopen(reading, "rb") as pipe:
+        try:
+            with pysam.VariantFile(pipe) as file:
+                yield from str(file.header).encode().splitlines(keepends=True)
+                for record in file:
+                    yield str(record).encode()
+        except (OSError, ValueError) as error:
+            failures.append(error)
+    if failures:
+        raise UserError(f"{source.name} is a truncated or damaged BCF file ({failures[0]}); copy or make it again")
+
+
+def _feed(stream: BinaryIO, descriptor: int, failures: list[Exception]) -> None:
+    try:
+        with os.fdopen(descriptor, "wb") as pipe:
+            shutil.copyfileobj(stream, pipe)
+    except BrokenPipeError:
+        pass  # the reader stopped first
+    except (OSError, EOFError, zlib.error) as error:
+        failures.append(error)

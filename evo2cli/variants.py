@@ -1,0 +1,148 @@
+"""Variants, the stretch of reference that each is scored in, and the reasons why one cannot be."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from evo2cli.io.tokens import encode, reverse_complement
+
+if TYPE_CHECKING:
+    from evo2cli.io.fasta import Reference
+
+
+class Status(str, Enum):
+    """What became of an ALT allele: OK, or why it has no score."""
+
+    OK = "OK"
+    MISSING = "MISSING"
+    SPANNING_DELETION = "SPANNING_DELETION"
+    BREAKEND = "BREAKEND"
+    SYMBOLIC = "SYMBOLIC"
+    NO_CONTIG = "NO_CONTIG"
+    OFF_END = "OFF_END"
+    REF_MISMATCH = "REF_MISMATCH"
+    AMBIGUOUS = "AMBIGUOUS"
+    TOO_LONG = "TOO_LONG"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant of a reference sequence: at `position` (0-based) of `contig`, `ref` becomes one of `alts`."""
+
+    contig: str
+    position: int
+    ref: str
+    alts: tuple[str, ...]
+
+    @property
+    def held_bytes(self) -> int:
+        """Roughly the memory that the variant takes while it waits for its score."""
+        return len(self.ref) + sum(map(len, self.alts))
+
+
+@dataclass(frozen=True)
+class Site:
+    """The sequences of one scoring task as tokens: `left + ref + right`, and `left + alt + right` for each alt."""
+
+    left: bytes
+    ref: bytes
+    right: bytes
+    alts: tuple[bytes, ...]
+
+    def sequences(self) -> list[bytes]:
+        """The reference sequence, then one sequence per alt."""
+        return [self.left + allele + self.right for allele in (self.ref, *self.alts)]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all of its sequences together."""
+        return sum(map(len, self.sequences()))
+
+    def reverse_complement(self) -> "Site":
+        """The same site on the other strand."""
+        return Site(
+            reverse_complement(self.right),
+            reverse_complement(self.ref),
+            reverse_complement(self.left),
+            tuple(map(reverse_complement, self.alts)),
+        )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A variant on its reference: a status for each of its alts, and the site of those that are OK, if any is."""
+
+    statuses: tuple[Status, ...]
+    site: Site | None
+
+
+def place(variant: Variant, reference: "Reference", window: int) -> Placement:
+    """Put a variant into its window of the reference.
+
+    With p the position and N the contig's length, the window is the bases [max(0, p - window // 2),
+    min(N, p + window // 2)). An alt's status tells the first of these that holds:
+
+    - MISSING: the alt, or REF, is "." or empty; SPANNING_DELETION: "*"; BREAKEND; SYMBOLIC: "<...>"
+    - AMBIGUOUS: the alt has a letter other than A, C, G, T; TOO_LONG: the alt is longer than window // 2
+    - NO_CONTIG: the reference has no such contig; OFF_END: REF does not lie within the contig
+    - REF_MISMATCH: REF and the reference disagree where both have A, C, G or T
+    - AMBIGUOUS: REF, or the reference under it, has another letter; TOO_LONG: REF is longer than window // 2
+
+    Letters other than A, C, G, T elsewhere in the window, such as N, do not matter.
+    """
+    statuses = [_alt_status(alt, window) for alt in variant.alts]
+    if Status.OK not in statuses:
+        return Placement(tuple(statuses), None)
+    contig = reference.resolve(variant.contig)
+    problem = _ref_status(variant, reference, contig, window)
+    if contig is None or problem is not Status.OK:
+        return Placement(tuple(problem if status is Status.OK else status for status in statuses), None)
+    start = max(0, variant.position - window // 2)
+    end = min(reference.lengths[contig], variant.position + window // 2)
+    after = variant.position + len(variant.ref)
+    site = Site(
+        left=reference.fetch(contig, start, variant.position),
+        ref=_tokens(variant.ref),
+        right=reference.fetch(contig, after, end),
+        alts=tuple(_tokens(alt) for alt, status in zip(variant.alts, statuses, strict=True) if status is Status.OK),
+    )
+    return Placement(tuple(statuses), site)
+
+
+def _alt_status(alt: str, window: int) -> Status:
+    if alt in ("", "."):
+        return Status.MISSING
+    if alt == "*":
+        return Status.SPANNING_DELETION
+    if "[" in alt or "]" in alt or alt.startswith(".") or alt.endswith("."):
+        return Status.BREAKEND
+    if "<" in alt:
+        return Status.SYMBOLIC
+    if not _is_acgt(alt):
+        return Status.AMBIGUOUS
+    return Status.TOO_LONG if len(alt) > window // 2 else Status.OK
+
+
+def _ref_status(variant: Variant, reference: "Reference", contig: str | None, window: int) -> Status:
+    if variant.ref in ("", "."):
+        return Status.MISSING
+    if contig is None:
+        return Status.NO_CONTIG
+    end = variant.position + len(variant.ref)
+    if variant.position < 0 or end > reference.lengths[contig]:
+        return Status.OFF_END
+    bases = reference.fetch(contig, variant.position, end).decode("ascii")
+    ref = variant.ref.upper()
+    if ref != bases and any(a != b and _is_acgt(a + b) for a, b in zip(ref, bases, strict=True)):
+        return Status.REF_MISMATCH
+    if not _is_acgt(ref + bases):
+        return Status.AMBIGUOUS
+    return Status.TOO_LONG if len(ref) > window // 2 else Status.OK
+
+
+def _is_acgt(bases: str) -> bool:
+    return not bases.upper().strip("ACGT")
+
+
+def _tokens(allele: str) -> bytes:
+    return encode(allele, "an allele")

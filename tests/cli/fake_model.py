@@ -1,0 +1,33 @@
+"""A causal model that runs in microseconds, and the contig that the tests score with it."""
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+CONTIG = "TTGACCAGTCATGCAACGGTTCAGATTACAGCCATTGGCATCGATCGGATATTCCGGAACTTGCAGTCAAGCTTAGGCTAAC"
+
+
+class FakeModel(nn.Module):
+    """Next-token logits (B, L, 512) from a decaying memory of all tokens so far: causal, and different at each token."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+        self.embedding = nn.Parameter(draw(512, 12).to(dtype))
+        self.unembedding = nn.Parameter(draw(12, 512).to(dtype))
+        self.decay = nn.Parameter(torch.linspace(0.3, 0.9, 12, dtype=torch.float64).to(dtype))
+        self.config = SimpleNamespace(context=32)
+        self.source = SimpleNamespace(name="fake", checksum="0" * 64)
+        self.batches: list[tuple[int, int]] = []
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self.batches.append(tuple(ids.shape))
+        x = self.embedding[ids]
+        memory = torch.zeros_like(x[:, 0])
+        steps = []
+        for step in x.unbind(1):
+            memory = memory * self.decay + step
+            steps.append(memory)
+        return torch.stack(steps, dim=1) @ self.unembedding
