@@ -1,0 +1,163 @@
+"""Generation by continuous batching: rows leave a batch as they finish and the next take their places.
+
+A prompt is run once, in chunks; its samples start from copies of that one state.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from evo2cli.io.tokens import EOD
+from evo2cli.sampling import Sampler, prompt_key, uniform
+from stripedhyena2 import ModelState, StripedHyena2
+
+PREFILL_CHUNK = 2048
+"""Tokens of a prompt that are run at once, so that memory does not grow with the prompt."""
+
+
+@dataclass
+class Sample:
+    """One continuation of one prompt: `tokens` without the prompt, and the model's log p of each of them.
+
+    The log-probabilities are the model's own, before temperature and restrictions. `ended` says what ended the sample:
+    length, eod (the model ended the document) or stop (a stop string; it is the end of `tokens`).
+    """
+
+    prompt: int
+    sample: int
+    tokens: bytearray = field(default_factory=bytearray)
+    logprobs: list[float] = field(default_factory=list)
+    ended: str | None = None
+
+    @property
+    def mean_logprob(self) -> float:
+        return sum(self.logprobs) / len(self.logprobs) if self.logprobs else 0.0
+
+
+@torch.inference_mode()
+def prefill(
+    model: StripedHyena2, tokens: bytes, state: ModelState | None = None, chunk: int = PREFILL_CHUNK
+) -> tuple[Tensor, ModelState]:
+    """Run a prompt of at least one token: logits (1, V) of what follows it, and the state after it."""
+    device = next(model.parameters()).device
+    state = model.initial_state(1) if state is None else state
+    ids = torch.frombuffer(bytearray(tokens), dtype=torch.uint8).to(device).long()[None]
+    for piece in ids.split(chunk, dim=1):
+        x, state = model.hidden(piece, state)
+    return model.logits(x[:, -1:])[:, 0], state
+
+
+@torch.inference_mode()
+def generate(
+    model: StripedHyena2,
+    prompts: Sequence[bytes],
+    n_tokens: int,
+    *,
+    num_samples: int = 1,
+    sampler: Sampler | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    stop: Sequence[bytes] = (),
+    prefill_chunk: int = PREFILL_CHUNK,
+    on_token: Callable[[Sample, int], None] | None = None,
+) -> Iterator[Sample]:
+    """Samples of every prompt, in the order of the prompts and then of the sample numbers.
+
+    Args:
+        prompts: of at least one byte each; they may differ in length.
+        n_tokens: the most tokens a sample gets.
+        batch_size: rows decoded at once; a sample does not depend on it.
+        stop: a sample ends when it ends in one of these.
+        on_token: called with every token as it is drawn, and the sample it belongs to.
+    """
+    sampler = sampler or Sampler()
+    waiting = deque(Sample(i, j) for i in range(len(prompts)) for j in range(num_samples))
+    order = deque(waiting)
+    batch = _Batch(model, prompts, prefill_chunk)
+    while order:
+        while waiting and len(batch.rows) < batch_size:
+            room = batch_size - len(batch.rows)
+            same = [s for s in list(waiting)[:room] if s.prompt == waiting[0].prompt]
+            for _ in same:
+                waiting.popleft()
+            batch.admit(same)
+        if n_tokens > 0:
+            batch.draw(sampler, seed, on_token)
+        for row in batch.rows:
+            row.ended = _ending(row, n_tokens, stop)
+        batch.drop_ended()
+        batch.run()
+        while order and order[0].ended:
+            yield order.popleft()
+
+
+def _ending(sample: Sample, n_tokens: int, stop: Sequence[bytes]) -> str | None:
+    if sample.tokens and sample.tokens[-1] == EOD:
+        return "eod"
+    if any(sample.tokens.endswith(s) for s in stop):
+        return "stop"
+    return "length" if len(sample.tokens) >= n_tokens else None
+
+
+class _Batch:
+    """The rows being decoded: their samples, their state, and the logits of their next tokens."""
+
+    def __init__(self, model: StripedHyena2, prompts: Sequence[bytes], chunk: int):
+        self.model, self.prompts, self.chunk = model, prompts, chunk
+        self.rows: list[Sample] = []
+        self.state: ModelState | None = None
+        self.logits: Tensor | None = None
+        self.last_prefill: tuple[int, Tensor, ModelState] | None = None
+
+    def admit(self, samples: list[Sample]) -> None:
+        """Add samples of one prompt."""
+        index = samples[0].prompt
+        if self.last_prefill is None or self.last_prefill[0] != index:
+            self.last_prefill = (index, *prefill(self.model, self.prompts[index], chunk=self.chunk))
+        _, logits, state = self.last_prefill
+        logits, state = logits.expand(len(samples), -1), state.expand(len(samples))
+        if self.rows:
+            assert self.state is not None
+            assert self.logits is not None
+            logits, state = torch.cat([self.logits, logits]), ModelState.join([self.state, state])
+        self.rows, self.logits, self.state = self.rows + samples, logits, state
+
+    def draw(self, sampler: Sampler, seed: int, on_token: Callable[[Sample, int], None] | None) -> None:
+        """Draw the next token of every row."""
+        assert self.logits is not None
+        numbers = [uniform(seed, prompt_key(self.prompts[r.prompt]), r.sample, len(r.tokens)) for r in self.rows]
+        tokens = sampler.choose(self.logits, torch.tensor(numbers, dtype=torch.float64))
+        logprobs = self.logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+        for row, token, logprob in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            row.tokens.append(token)
+            row.logprobs.append(logprob)
+            if on_token is not None:
+                on_token(row, token)
+
+    def run(self) -> None:
+        """Run the token that every row drew."""
+        if not self.rows:
+            return
+        assert self.state is not None
+        assert self.logits is not None
+        tokens = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self.logits.device)
+        logits, self.state = self.model.extend(tokens, self.state)
+        self.logits = logits[:, 0]
+
+    def drop_ended(self) -> None:
+        keep = [i for i, row in enumerate(self.rows) if row.ended is None]
+        if len(keep) == len(self.rows):
+            return
+        self.rows = [self.rows[i] for i in keep]
+        if not keep:
+            self.state = self.logits = None
+            return
+        assert self.state is not None
+        assert self.logits is not None
+        rows = torch.tensor(keep, device=self.logits.device)
+        self.state, self.logits = self.state.select(rows), self.logits.index_select(0, rows)
