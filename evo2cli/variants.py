@@ -114,9 +114,11 @@ def _alt_status(alt: str, window: int) -> Status:
         return Status.MISSING
     if alt == "*":
         return Status.SPANNING_DELETION
+    if alt.startswith("<") and alt.endswith(">"):  # what stands between may have brackets
+        return Status.SYMBOLIC
     if "[" in alt or "]" in alt or alt.startswith(".") or alt.endswith("."):
         return Status.BREAKEND
-    if "<" in alt:
+    if "<" in alt:  # an insertion of a whole contig, as in A<contig>
         return Status.SYMBOLIC
     if not _is_acgt(alt):
         return Status.AMBIGUOUS

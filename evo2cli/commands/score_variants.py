@@ -1,6 +1,5 @@
 """`evo2 score-variants`: a VCF in, the same VCF with scores out."""
 
-import logging
 import os
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import glob
-import io
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from Bio.SeqIO.FastaIO import SimpleFastaParser
 from torch import Tensor
 
 from evo2cli.errors import UserError
-from evo2cli.io.streams import Input, readable
-from evo2cli.io.tokens import PAD, encode, reverse_complement
+from evo2cli.io.sequences import read_fasta
+from evo2cli.io.tokens import PAD, reverse_complement
 
 NUCLEOTIDES = np.zeros(256, dtype=bool)
 NUCLEOTIDES[list(b"ACGT")] = True
-_IUPAC = np.zeros(256, dtype=bool)
-_IUPAC[list(b"ACGTUNRYSWKMBDHV")] = True
 
 
 def find_files(patterns: list[str]) -> list[Path]:
@@ -33,33 +27,6 @@ def find_files(patterns: list[str]) -> list[Path]:
             raise UserError(f"{pattern}: no such file; check the path or the pattern")
         files.update((Path(f), None) for f in found if Path(f).is_file())
     return list(files)
-
-
-def read_fasta(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and upper-case bytes of every record of a FASTA file, plain or gzipped (also bgzip)."""
-    with Input(str(path)) as source, readable(source.name):
-        text = io.TextIOWrapper(source.stream, encoding="latin-1")
-        first = next((line for line in text if line.strip()), None)
-        if first is None:
-            return
-        if not first.startswith(">"):
-            raise UserError(f"{path}: not a FASTA file, it does not start with '>'; give nucleotide FASTA")
-        for title, sequence in SimpleFastaParser(itertools.chain([first], text)):
-            name = title.split(maxsplit=1)[0] if title else "(unnamed)"
-            yield name, _checked(path, name, sequence)
-
-
-def _checked(path: Path, name: str, sequence: str) -> np.ndarray:
-    bases = np.frombuffer(encode(sequence, f"{path}: record {name}"), dtype=np.uint8)
-    if not bases.size:
-        raise UserError(f"{path}: record {name} has no sequence; remove it")
-    wrong = np.flatnonzero(~_IUPAC[bases])
-    if wrong.size:
-        letter, at = chr(bases[wrong[0]]), int(wrong[0]) + 1
-        raise UserError(
-            f"{path}: record {name} has {letter!r} at position {at}, not a nucleotide; give DNA, not protein"
-        )
-    return bases
 
 
 @dataclass(frozen=True)
@@ -75,9 +42,11 @@ class Corpus:
         sequences: list[np.ndarray] = []
         for path in files:
             before = len(names)
-            for name, sequence in read_fasta(path):
-                names.append(f"{path.name}:{name}")
-                sequences.append(sequence)
+            for record in read_fasta(str(path)):
+                if not record.tokens:
+                    raise UserError(f"{path}: record {record.name} has no sequence; remove it")
+                names.append(f"{path.name}:{record.name}")
+                sequences.append(np.frombuffer(record.tokens, dtype=np.uint8))
             if len(names) == before:
                 raise UserError(f"{path}: no FASTA records in it; give nucleotide FASTA")
         return cls(names, sequences)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyena_kernels import CoreState, hyena_li, hyena_mr, hyena_se
+from stripedhyena2.attention import causal_attention
 from stripedhyena2.config import Config
 from stripedhyena2.state import AttentionState, HyenaState
 
@@ -74,9 +74,6 @@ def rotary_frequencies(base: float, head_dim: int, device: torch.device | None =
 class Attention(nn.Module):
     """Causal multi-head attention with rotary positions (half-split form, angles in float32)."""
 
-    QUERY_BLOCK = 512
-    """Queries that continue a sequence attend in blocks of this size, so that their masks stay small."""
-
     def __init__(self, c: Config):
         super().__init__()
         self.n_heads, self.base, self.scale = c.n_heads, c.rotary_base, c.rotary_scale
@@ -104,23 +101,8 @@ class Attention(nn.Module):
         kv = torch.stack([qk[:, :, 1], qkv[:, :, 2]], dim=2)
         state = AttentionState.of(kv) if state is None else state.append(kv)
         q, k, v = (t.transpose(1, 2) for t in (qk[:, :, 0], *state.kv.unbind(2)))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True) if past == 0 else self.continued(q, k, v, starts)
+        y = causal_attention(q, k, v, starts)
         return self.out_proj(y.transpose(1, 2).reshape(B, L, D)), state
-
-    def continued(self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
-        """Causal attention of the last L columns: q (B, heads, L, hd), k and v (B, heads, past + L, hd)."""
-        past, pieces = k.shape[2] - q.shape[2], []
-        for start in range(0, q.shape[2], self.QUERY_BLOCK):
-            block = q[:, :, start : start + self.QUERY_BLOCK]
-            end = past + start + block.shape[2]
-            mask = None
-            if block.shape[2] > 1:
-                mask = torch.ones(block.shape[2], end, dtype=torch.bool, device=q.device).tril(past + start)
-            if starts is not None:
-                own = (torch.arange(end, device=q.device) >= starts[:, None])[:, None, None, :]
-                mask = own if mask is None else own & mask
-            pieces.append(F.scaled_dot_product_attention(block, k[:, :, :end], v[:, :, :end], attn_mask=mask))
-        return torch.cat(pieces, dim=2)
 
 
 MIXERS: dict[str, type[Hyena | Attention]] = {"S": HyenaSE, "D": HyenaMR, "H": HyenaLI, "*": Attention}

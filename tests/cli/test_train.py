@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from evo2cli.app import main
 from evo2cli.errors import UserError
+from evo2cli.io.sequences import read_fasta
 from evo2cli.io.tokens import PAD, reverse_complement
-from evo2cli.training.data import Corpus, find_files, read_fasta, target_mask
+from evo2cli.training.data import Corpus, find_files, target_mask
 from evo2cli.training.evaluation import bits_per_base, next_base_loss, spread
 from evo2cli.training.optimization import Schedule, adamw
 from evo2cli.training.run import Run, Settings
@@ -203,7 +204,7 @@ def test_files_by_pattern_and_compression(tmp_path):
         (tmp_path / name).write_bytes(data)
     files = find_files([str(tmp_path / "*.fa*"), str(tmp_path / "b.fa")])
     assert [f.name for f in files] == ["a.fa.gz", "b.fa"]
-    assert [(n, bytes(s)) for f in files for n, s in read_fasta(f)] == [("y", b"NNAC"), ("x", b"ACGT")]
+    assert [(r.name, r.tokens) for f in files for r in read_fasta(str(f))] == [("y", b"NNAC"), ("x", b"ACGT")]
     with pytest.raises(UserError, match="no such file"):
         find_files([str(tmp_path / "c.fa")])
 

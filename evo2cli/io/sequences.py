@@ -1,0 +1,69 @@
+"""Sequences one after another: FASTA records, or one sequence a line."""
+
+import io
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from Bio.SeqIO.FastaIO import SimpleFastaParser
+
+from evo2cli.errors import UserError
+from evo2cli.io.streams import Input, readable
+from evo2cli.io.tokens import encode
+
+_NOT_NUCLEOTIDES = re.compile(rb"[^ACGTUNRYSWKMBDHV]")
+_TAG = re.compile(rb"\|[ -{}~]*\|")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A named sequence: its tokens are upper-case ASCII bytes."""
+
+    name: str
+    tokens: bytes
+
+
+def read_fasta(path: str) -> Iterator[Record]:
+    """The records of a nucleotide FASTA file ("-": standard input), plain or compressed, in order.
+
+    A sequence holds IUPAC nucleotide codes, behind a phylogenetic tag `|...|` if it has one; it may be empty. UserError
+    names the file and the record of anything else.
+    """
+    with Input(path) as source, readable(source.name):
+        text = io.TextIOWrapper(source.stream, encoding="latin-1")
+        first = _first_line(text)
+        if first and not first.startswith(">"):
+            raise UserError(f"{source.name} is not a FASTA file: it does not start with >; give nucleotide FASTA")
+        yield from _records(source.name, itertools.chain([first] if first else [], text))
+
+
+def read_prompts(path: str) -> Iterator[Record]:
+    """Prompts from FASTA, or from text with one a line (named by their line numbers)."""
+    with Input(path) as source, readable(source.name):
+        text = io.TextIOWrapper(source.stream, encoding="latin-1")
+        first = _first_line(text)
+        if first.startswith(">"):
+            yield from _records(source.name, itertools.chain([first], text))
+            return
+        for number, line in enumerate(itertools.chain([first] if first else [], text), 1):
+            if line.strip():
+                yield Record(str(number), encode(line.strip(), f"{source.name}: line {number}"))
+
+
+def _first_line(text: io.TextIOWrapper) -> str:
+    return next((line for line in text if line.strip()), "")
+
+
+def _records(source: str, lines: Iterator[str]) -> Iterator[Record]:
+    for title, sequence in SimpleFastaParser(lines):
+        name = title.split(maxsplit=1)[0] if title.strip() else "(unnamed)"
+        tokens = encode(sequence, f"{source}: record {name}")
+        tag = _TAG.match(tokens)
+        wrong = _NOT_NUCLEOTIDES.search(tokens, tag.end() if tag else 0)
+        if wrong:
+            raise UserError(
+                f"{source}: record {name} has {wrong[0].decode()!r} at position {wrong.start() + 1}, which is no "
+                "nucleotide; give DNA, not protein"
+            )
+        yield Record(name, tokens)

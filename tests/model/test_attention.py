@@ -1,0 +1,31 @@
+"""Attention that goes on from a past equals the rows of attention over the whole, however it is computed."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stripedhyena2 import attention
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("past", "L"), [(0, 1), (0, 7), (5, 1), (5, 7), (200, 33)])
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_last_rows_of_the_whole(past, L, dtype, needs_grad, monkeypatch):
+    monkeypatch.setattr(attention, "MASK_ELEMENTS", 500)  # several blocks
+    g = torch.Generator().manual_seed(past + L)
+    q, k, v = (torch.randn(2, 3, past + L, 8, generator=g, dtype=dtype, requires_grad=needs_grad) for _ in range(3))
+    whole = F.scaled_dot_product_attention(q, k, v, is_causal=True)[:, :, past:]
+    y = attention.causal_attention(q[:, :, past:], k, v)
+    assert torch.allclose(y, whole, rtol=1e-5, atol=1e-6 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("L", [1, 6])
+def test_rows_that_begin_later_do_not_see_what_stands_before(L):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 2, 20, 8, generator=g) for _ in range(3))
+    starts = torch.tensor([0, 4, 13])
+    y = attention.causal_attention(q[:, :, -L:], k, v, starts)
+    for row, start in enumerate(starts.tolist()):
+        one = slice(row, row + 1)
+        alone = attention.causal_attention(q[one, :, -L:], k[one, :, start:], v[one, :, start:])
+        assert torch.allclose(y[one], alone, atol=1e-6)
