@@ -14,7 +14,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from evo2cli.commands.generate import generate
 from evo2cli.commands.options import Quiet, Verbose
+from evo2cli.commands.score import score
 from evo2cli.commands.score_variants import score_variants
 from evo2cli.commands.train import train
 from evo2cli.errors import UsageError, UserError
@@ -42,6 +44,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("score-variants", epilog="Example: evo2 score-variants in.vcf.gz -f ref.fa -o out.vcf.gz")(score_variants)
+app.command("generate", epilog="Example: evo2 generate --prompt ACGT -n 500 --seed 1")(generate)
+app.command("score", epilog="Example: evo2 score genomes.fa --per-position track.bedgraph")(score)
 app.command("train", short_help="Train a model on FASTA files.")(train)
 
 

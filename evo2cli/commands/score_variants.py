@@ -87,8 +87,19 @@ def score_variants(
     """Score the variants of a VCF file.
 
     EVO2_DELTA in INFO is the log-likelihood of the sequence around the variant with ALT minus that with REF: negative
-    where ALT is the less likely. EVO2_STATUS tells for each ALT whether it has a score, and if not, why. Records keep
-    their order and everything else they hold.
+    where ALT is the less likely. Records keep their order and everything else they hold. EVO2_STATUS tells for each
+    ALT whether it has a score:
+
+    \b
+    OK                 it has
+    MISSING            ALT or REF is .
+    SPANNING_DELETION  ALT is *
+    BREAKEND SYMBOLIC  ALT is no sequence but A[chr2:5[ or <DEL>
+    AMBIGUOUS          ALT, REF or the reference under it has a letter other than A C G T
+    TOO_LONG           ALT or REF is longer than half of the window
+    NO_CONTIG          the reference has no such contig
+    OFF_END            REF reaches beyond the contig
+    REF_MISMATCH       REF is not what the reference has there
     """
     import time
     from collections import Counter

@@ -13,7 +13,7 @@ from evo2cli.io.streams import Input, readable
 from evo2cli.io.tokens import encode
 
 _NOT_NUCLEOTIDES = re.compile(rb"[^ACGTUNRYSWKMBDHV]")
-_TAG = re.compile(rb"\|[ -{}~]*\|")
+_TAG = re.compile(r"\|[ -{}~]*\|")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,14 @@ def read_prompts(path: str) -> Iterator[Record]:
             return
         for number, line in enumerate(itertools.chain([first] if first else [], text), 1):
             if line.strip():
-                yield Record(str(number), encode(line.strip(), f"{source.name}: line {number}"))
+                yield Record(str(number), encode_tagged(line.strip(), f"{source.name}: line {number}")[0])
+
+
+def encode_tagged(sequence: str, record: str) -> tuple[bytes, int]:
+    """The tokens of a sequence, and where its nucleotides begin: a phylogenetic tag before them keeps its letters."""
+    tag = _TAG.match(sequence)
+    start = tag.end() if tag else 0
+    return sequence[:start].encode() + encode(sequence[start:], record, start), start
 
 
 def _first_line(text: io.TextIOWrapper) -> str:
@@ -58,9 +65,8 @@ def _first_line(text: io.TextIOWrapper) -> str:
 def _records(source: str, lines: Iterator[str]) -> Iterator[Record]:
     for title, sequence in SimpleFastaParser(lines):
         name = title.split(maxsplit=1)[0] if title.strip() else "(unnamed)"
-        tokens = encode(sequence, f"{source}: record {name}")
-        tag = _TAG.match(tokens)
-        wrong = _NOT_NUCLEOTIDES.search(tokens, tag.end() if tag else 0)
+        tokens, start = encode_tagged(sequence, f"{source}: record {name}")
+        wrong = _NOT_NUCLEOTIDES.search(tokens, start)
         if wrong:
             raise UserError(
                 f"{source}: record {name} has {wrong[0].decode()!r} at position {wrong.start() + 1}, which is no "
