@@ -9,7 +9,7 @@ CONTIG = "TTGACCAGTCATGCAACGGTTCAGATTACAGCCATTGGCATCGATCGGATATTCCGGAACTTGCAGTCAA
 
 
 class FakeModel(nn.Module):
-    """Next-token logits (B, L, 512) from a decaying memory of all tokens so far: causal, and different at each token."""
+    """Next-token logits (B, L, 512) from a decaying memory of all tokens so far: causal, no two places alike."""
 
     def __init__(self, dtype: torch.dtype = torch.float32):
         super().__init__()
