@@ -100,7 +100,7 @@ def _site_values(
     """For each site the reduced log-likelihood of the reference and of each alt, over the strands asked for."""
     forward = list(sites) if strand != "-" else []
     reverse = [site.reverse_complement() for site in sites] if strand != "+" else []
-    totals = full_passes(model, forward + reverse, batch_tokens)
+    totals = site_log_likelihoods(model, forward + reverse, batch_tokens)
     values = [_reduced(site, site_totals, reduce) for site, site_totals in zip(forward + reverse, totals, strict=True)]
     if strand != "both":
         return values
@@ -108,10 +108,13 @@ def _site_values(
     return [[(a + b) / 2 for a, b in zip(plus, minus, strict=True)] for plus, minus in both]
 
 
-def full_passes(model: "StripedHyena2", sites: Sequence[Site], batch_tokens: int) -> list[list[float]]:
-    """The log-likelihood of the reference and of each alt of every site, each sequence run whole."""
-    totals = iter(log_likelihoods(model, [sequence for site in sites for sequence in site.sequences()], batch_tokens))
-    return [[next(totals) for _ in site.sequences()] for site in sites]
+def site_log_likelihoods(model: "StripedHyena2", sites: Sequence[Site], batch_tokens: int) -> list[list[float]]:
+    """The log-likelihood of the reference and of each alt of every site. What stands left of an allele is run once."""
+    suffixes: dict[bytes, list[bytes]] = {}
+    for site in sites:
+        suffixes.setdefault(site.left, []).extend(site.suffixes())
+    totals = log_likelihoods(model, suffixes, batch_tokens)
+    return [[totals[site.left, suffix] for suffix in site.suffixes()] for site in sites]
 
 
 def _reduced(site: Site, totals: list[float], reduce: Reduce) -> list[float]:

@@ -53,10 +53,14 @@ class Site:
         """The reference sequence, then one sequence per alt."""
         return [self.left + allele + self.right for allele in (self.ref, *self.alts)]
 
+    def suffixes(self) -> list[bytes]:
+        """What follows `left` in the reference sequence, then in that of each alt."""
+        return [allele + self.right for allele in (self.ref, *self.alts)]
+
     @property
     def tokens(self) -> int:
-        """Tokens in all of its sequences together."""
-        return sum(map(len, self.sequences()))
+        """Tokens to run: what its sequences share on the left once, the rest of each."""
+        return len(self.left) + sum(map(len, self.suffixes()))
 
     def reverse_complement(self) -> "Site":
         """The same site on the other strand."""

@@ -1,5 +1,6 @@
 """A causal model that runs in microseconds, and the contig that the tests score with it."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
@@ -22,12 +23,27 @@ class FakeModel(nn.Module):
         self.source = SimpleNamespace(name="fake", checksum="0" * 64)
         self.batches: list[tuple[int, int]] = []
 
+    def initial_state(self, batch_size: int) -> "FakeState":
+        return FakeState(self.decay.new_zeros(batch_size, len(self.decay)))
+
     def forward(self, ids: Tensor) -> Tensor:
+        return self.extend(ids, self.initial_state(len(ids)))[0]
+
+    def extend(self, ids: Tensor, state: "FakeState") -> tuple[Tensor, "FakeState"]:
         self.batches.append(tuple(ids.shape))
-        x = self.embedding[ids]
-        memory = torch.zeros_like(x[:, 0])
+        x, memory = self.embedding[ids], state.memory
         steps = []
         for step in x.unbind(1):
             memory = memory * self.decay + step
             steps.append(memory)
-        return torch.stack(steps, dim=1) @ self.unembedding
+        return torch.stack(steps, dim=1) @ self.unembedding, FakeState(memory)
+
+
+@dataclass
+class FakeState:
+    """The decaying memory (B, 12)."""
+
+    memory: Tensor
+
+    def select(self, rows: Tensor) -> "FakeState":
+        return FakeState(self.memory[rows])

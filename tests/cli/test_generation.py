@@ -98,7 +98,7 @@ def test_end_of_document_ends_a_sample(model):
 
 
 def test_a_saved_state_goes_on_as_if_never_saved(model, tmp_path):
-    logits, state = prefill(model, PROMPTS[1])
+    _, state = prefill(model, PROMPTS[1])
     torch.save(state, tmp_path / "state.pt")
     again = torch.load(tmp_path / "state.pt", weights_only=False)
     token = torch.tensor([[65]])

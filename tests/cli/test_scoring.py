@@ -93,23 +93,33 @@ def test_a_striped_hyena_scores_in_float32_what_it_scores_by_hand_in_float64(red
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.binary(min_size=1, max_size=30), max_size=12), st.integers(1, 100))
-def test_a_batch_changes_no_likelihood_and_keeps_to_its_size(sequences, batch_tokens):
+@given(
+    st.dictionaries(st.binary(max_size=20), st.lists(st.binary(min_size=1, max_size=20), min_size=1), max_size=8),
+    st.integers(1, 100),
+)
+def test_shared_prefixes_and_batches_change_no_likelihood_and_keep_to_their_size(suffixes, batch_tokens):
     model = FakeModel(torch.float64).eval()
-    together = log_likelihoods(model, sequences, batch_tokens)
+    together = log_likelihoods(model, suffixes, batch_tokens)
     assert all(rows == 1 or rows * length <= batch_tokens for rows, length in model.batches)
-    alone = [log_likelihoods(model, [sequence], batch_tokens)[0] for sequence in sequences]
-    assert together == pytest.approx(alone, abs=1e-9)
+    assert together.keys() == {(prefix, suffix) for prefix in suffixes for suffix in suffixes[prefix]}
+    for (prefix, suffix), total in together.items():
+        ids = torch.tensor([list(prefix + suffix)])
+        logp = model(ids)[0].detach().log_softmax(-1)
+        expected = sum(float(logp[i, token]) for i, token in enumerate(ids[0, 1:].tolist()))
+        assert total == pytest.approx(expected, abs=1e-9)
 
 
-def test_equal_sequences_are_run_once(model):
+@pytest.mark.parametrize("strand", ["+", "-"])
+def test_a_context_is_run_once_and_equal_sequences_are_too(model, strand):
     snvs = [Variant("c1", 40, CONTIG[40], (alt,)) for alt in "ACGT" if alt != CONTIG[40]]
-    list(score_variants(snvs, REFERENCE, model, strand="+"))
-    assert sum(rows for rows, _ in model.batches) == 4
+    list(score_variants(snvs, REFERENCE, model, strand=strand))
+    (prefixes, prefix_len), (suffixes, suffix_len) = model.batches
+    assert (prefixes, suffixes) == (1, 4)
+    assert prefix_len + suffix_len == default_window(model)
 
 
 def test_a_sequence_of_one_token_has_likelihood_zero(model):
-    assert log_likelihoods(model, [b"A"], 8) == [0.0]
+    assert log_likelihoods(model, {b"": [b"A"]}, 8) == {(b"", b"A"): 0.0}
     lone = Reference("one.fa", {"c": 1}, lambda contig, start, end: "A"[start:end])
     [(_, score)] = score_variants([Variant("c", 0, "A", ("G",))], lone, model)
     assert (score.ref_ll, score.deltas) == (0.0, (0.0,))
@@ -147,13 +157,13 @@ def test_the_window_follows_the_context_up_to_8192(model):
 
 def test_out_of_memory_says_what_to_do(model):
     class Full(FakeModel):
-        def forward(self, ids):
+        def extend(self, ids, state):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     from evo2cli.errors import UserError
 
     with pytest.raises(UserError, match="1 x 3 tokens; lower --batch-tokens or --window"):
-        log_likelihoods(Full(), [b"ACG"], 8)
+        log_likelihoods(Full(), {b"ACG": [b"T"]}, 8)
 
 
 def test_a_subclass_of_variant_comes_back_as_it_went_in(model):

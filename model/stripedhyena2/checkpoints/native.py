@@ -57,6 +57,7 @@ def save(
         staging.mkdir(parents=True)
         save_file(tensors, staging / WEIGHTS)
         (staging / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
+        (staging / WEIGHTS).chmod((staging / CONFIG).stat().st_mode)  # safetensors lets only the owner read
         if also is not None:
             also(staging)
         for file in staging.rglob("*"):
