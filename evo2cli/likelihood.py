@@ -78,7 +78,7 @@ def _run(model: StripedHyena2, batch: list[Group], batch_tokens: int) -> Iterato
 def _run_prefixes(
     model: StripedHyena2, prefixes: list[bytes], device: torch.device
 ) -> tuple[ModelState, Tensor | None, Tensor]:
-    """The state after the prefixes, the logits (B, V) of what follows (None after nothing), and log-likelihoods (B,)."""
+    """The state after the prefixes, logits (B, V) of what follows (None after nothing), and log-likelihoods (B,)."""
     state = model.initial_state(len(prefixes))
     if not prefixes[0]:
         return state, None, torch.zeros(len(prefixes), dtype=torch.float64, device=device)
