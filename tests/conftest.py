@@ -4,9 +4,13 @@ import os
 from pathlib import Path
 
 import torch
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 
+# A loaded machine is slow, not wrong.
+settings.register_profile("evo2", deadline=None)
+settings.load_profile("evo2")
 # One thread a test process: small tensors gain nothing from more, and parallel test processes would contend.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -35,14 +35,7 @@ class Source:
         """sha256 of the weights file."""
         weights = self.path / native.WEIGHTS if self.path.is_dir() else self.path
         with weights.open("rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(f)
-
-
-def _sha256(f) -> str:  # hashlib.file_digest came with Python 3.11
-    digest = hashlib.sha256()
-    while block := f.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+            return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def load_model(
