@@ -1,7 +1,7 @@
 """Variants, the stretch of reference that each is scored in, and the reasons why one cannot be."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from evo2cli.io.tokens import encode, reverse_complement
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from evo2cli.io.fasta import Reference
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """What became of an ALT allele: OK, or why it has no score."""
 
     OK = "OK"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from evo2cli.commands.options import Debug, Device, Dtype, Model, ModelConfig, P
 from evo2cli.messages import log
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     fasta = "fasta"
     jsonl = "jsonl"
     text = "text"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from evo2cli.profiles import Profile
 
 
-class Strand(str, Enum):
+class Strand(StrEnum):
     both = "both"
     forward = "+"
     reverse = "-"

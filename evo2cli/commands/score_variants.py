@@ -1,7 +1,7 @@
 """`evo2 score-variants`: a VCF in, the same VCF with scores out."""
 
 import os
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from evo2cli.io.vcf import VcfReader
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     v = "v"
     z = "z"
     tsv = "tsv"
 
 
-class Reduce(str, Enum):
+class Reduce(StrEnum):
     mean = "mean"
     sum = "sum"
 
 
-class Strand(str, Enum):
+class Strand(StrEnum):
     both = "both"
     forward = "+"
     reverse = "-"
