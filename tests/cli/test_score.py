@@ -1,0 +1,141 @@
+"""`evo2 score`: sequences of any length, either strand, base by base."""
+
+import gzip
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evo2cli.io.tokens import reverse_complement
+from evo2cli.profiles import profile
+from stripedhyena2 import Config, save_model
+from stripedhyena2.initialization import new_model
+
+CONFIG = Config(layout="SDH*", d_model=16, n_heads=2, d_mlp=24, se_groups=2, mr_groups=2)
+HEADER = "name\tlength\tlog_likelihood\tmean_log_likelihood\tperplexity\tbits_per_base"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return new_model(CONFIG, seed=0).eval()
+
+
+@pytest.fixture(scope="module")
+def score(model, tmp_path_factory):
+    from evo2cli.app import main
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_model(model, folder)
+    return lambda *args: main(["score", *map(str, args), "--model", str(folder), "--device", "cpu"])
+
+
+def by_hand(model, sequence):
+    """Natural-log probability of every base but the first."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([list(sequence)]))[0].double()
+    return [float(row.log_softmax(-1)[t]) for row, t in zip(logits[:-1], sequence[1:], strict=True)]
+
+
+@given(sequence=st.text("ACGTN", min_size=2, max_size=90), chunk=st.integers(1, 40))
+def test_profile_equals_the_whole_pass_on_either_strand(model, sequence, chunk):
+    tokens = sequence.encode()
+    expected = by_hand(model, tokens)
+    forward = profile(model, tokens, "+", chunk)
+    assert math.isnan(forward.logprobs[0])
+    assert forward.logprobs[1:] == pytest.approx(expected, abs=1e-4)
+    assert forward.log_likelihood == pytest.approx(sum(expected), abs=1e-3)
+    other = by_hand(model, reverse_complement(tokens))[::-1]
+    reverse = profile(model, tokens, "-", chunk)
+    assert math.isnan(reverse.logprobs[-1])
+    assert reverse.logprobs[:-1] == pytest.approx(other, abs=1e-4)
+    both = profile(model, tokens, "both", chunk)
+    assert both.logprobs[0] == reverse.logprobs[0]
+    assert both.logprobs[-1] == forward.logprobs[-1]
+    middle = slice(1, len(tokens) - 1)
+    assert both.logprobs[middle] == pytest.approx((forward.logprobs[middle] + reverse.logprobs[middle]) / 2)
+
+
+def test_entropy_is_that_of_the_prediction(model):
+    with torch.inference_mode():
+        scores = model(torch.tensor([list(b"ACGTT")]))[0, :-1].log_softmax(-1)
+    expected = -(scores.exp() * scores).sum(-1)
+    assert profile(model, b"ACGTT").entropy[1:] == pytest.approx(expected.numpy(), rel=1e-4)
+
+
+def test_table(score, model, tmp_path, capfdbinary):
+    fasta = tmp_path / "s.fa"
+    fasta.write_bytes(b">one two\r\nACgt\r\nAC\r\n>short\nA\n>none\n>one\nNNRY\n>rna\nACGU\n")
+    assert score(fasta) == 0
+    out, err = capfdbinary.readouterr()
+    lines = out.decode().splitlines()
+    assert lines[0] == HEADER
+    assert [line.split("\t")[0] for line in lines[1:]] == ["one", "short", "none", "one", "rna"]
+    name, length, total, mean, perplexity, bits = lines[1].split("\t")
+    expected = sum(by_hand(model, b"ACGTAC"))
+    assert (name, length) == ("one", "6")
+    assert float(total) == pytest.approx(expected, rel=1e-4)
+    assert float(mean) == pytest.approx(expected / 5, rel=1e-4)
+    assert float(perplexity) == pytest.approx(math.exp(-expected / 5), rel=1e-4)
+    assert float(bits) == pytest.approx(-expected / 5 / math.log(2), rel=1e-4)
+    assert lines[2] == "short\t1\tNA\tNA\tNA\tNA"
+    assert lines[3] == "none\t0\tNA\tNA\tNA\tNA"
+    assert b"more than one record named one" in err
+
+
+def test_per_position_files(score, model, tmp_path, capfdbinary):
+    fasta = tmp_path / "s.fa.gz"
+    fasta.write_bytes(gzip.compress(b">a\nACGTACGT\n>b\nGGTT\n"))
+    expected = by_hand(model, b"ACGTACGT")
+    assert score(fasta, "--per-position", tmp_path / "t.bedgraph", "--chunk", 3) == 0
+    track, *rows = (tmp_path / "t.bedgraph").read_text().splitlines()
+    assert track.startswith("track type=bedGraph")
+    assert len(rows) == 7 + 3
+    contig, start, end, value = rows[0].split("\t")
+    assert (contig, start, end) == ("a", "1", "2")
+    assert float(value) == pytest.approx(expected[0], rel=1e-4)
+    assert score(fasta, "--per-position", tmp_path / "t.npz", "--strand", "both") == 0
+    with np.load(tmp_path / "t.npz") as z:
+        assert z["names"].tolist() == ["a", "b"]
+        assert z["0.log_likelihood"].shape == (8,)
+        assert z["1.entropy"].shape == (4,)
+        assert not np.isnan(z["0.log_likelihood"]).any()
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b">p\nACGMKVL\n", "record p has 'L' at position 7"),
+        (b"hello\n", "not a FASTA file"),
+        (b">a\nAC\xc3\xa9\n", "record a has a byte that is not ASCII at position 3"),
+    ],
+)
+def test_what_is_no_nucleotide_fasta_is_refused(score, tmp_path, capfdbinary, contents, message):
+    fasta, out = tmp_path / "s.fa", tmp_path / "out.tsv"
+    fasta.write_bytes(contents)
+    assert score(fasta, "-o", out) == 1
+    err = capfdbinary.readouterr().err.decode()
+    assert message in err
+    assert len([line for line in err.splitlines() if "error" in line]) == 1
+    assert not out.exists()
+
+
+def test_no_records_and_wrong_names(score, tmp_path, capfdbinary):
+    (tmp_path / "empty.fa").write_bytes(b"")
+    assert score(tmp_path / "empty.fa") == 0
+    out, err = capfdbinary.readouterr()
+    assert out.decode().splitlines() == [HEADER]
+    assert b"has no records" in err
+    assert score(tmp_path / "empty.fa", "--per-position", "x.bigbed") == 2
+    assert score(tmp_path / "missing.fa") == 1
+
+
+def test_standard_input(score, monkeypatch, capfdbinary, tmp_path):
+    (tmp_path / "s.fa").write_bytes(b">a\nACGT\n")
+    with (tmp_path / "s.fa").open("rb") as f:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(f))
+        assert score("-") == 0
+    assert capfdbinary.readouterr().out.decode().splitlines()[1].startswith("a\t4\t")
