@@ -13,12 +13,12 @@ import pandas as pd
 
 def read_log(run: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Training steps (step, bits, lr) and validations (step, one column a held-out file); a resumed run's log may
-    repeat steps, of which the last counts."""
+    repeat steps. The evaluation of whole genomes at the end of an export comes second and is left out."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     steps = pd.DataFrame([line for line in lines if "bits" in line]).drop_duplicates("step", keep="last")
     held_out = [{"step": line["step"]} | line["valid"] for line in lines if "valid" in line]
     valid = pd.DataFrame(held_out or {"step": []})
-    return steps.set_index("step").sort_index(), valid.drop_duplicates("step", keep="last").set_index("step")
+    return steps.set_index("step").sort_index(), valid.drop_duplicates("step", keep="first").set_index("step")
 
 
 def plot(run: Path, picture: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from evo2cli.commands.embed import embed
 from evo2cli.commands.generate import generate
 from evo2cli.commands.options import Quiet, Verbose
 from evo2cli.commands.score import score
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.command("score-variants", epilog="Example: evo2 score-variants in.vcf.gz -f ref.fa -o out.vcf.gz")(score_variants)
 app.command("generate", epilog="Example: evo2 generate --prompt ACGT -n 500 --seed 1")(generate)
+app.command("embed", epilog="Example: evo2 embed genes.fa --layer -4 -o genes.npz")(embed)
 app.command("score", epilog="Example: evo2 score genomes.fa --per-position track.bedgraph")(score)
 app.command("train", short_help="Train a model on FASTA files.")(train)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from evo2cli.io.tokens import EOD
+from evo2cli.prefix import Prefix
 from evo2cli.sampling import Sampler, prompt_key, uniform
 from stripedhyena2 import ModelState, StripedHyena2
 
@@ -25,7 +26,8 @@ class Sample:
     """One continuation of one prompt: `tokens` without the prompt, and the model's log p of each of them.
 
     The log-probabilities are the model's own, before temperature and restrictions. `ended` says what ended the sample:
-    length, eod (the model ended the document) or stop (a stop string; it is the end of `tokens`).
+    length, eod (the model ended the document) or stop (a stop string; it is the end of `tokens`). `logits`, where they
+    were asked for, has those (V,) that each token was drawn from, on the CPU.
     """
 
     prompt: int
@@ -33,6 +35,7 @@ class Sample:
     tokens: bytearray = field(default_factory=bytearray)
     logprobs: list[float] = field(default_factory=list)
     ended: str | None = None
+    logits: list[Tensor] = field(default_factory=list, repr=False)
 
     @property
     def mean_logprob(self) -> float:
@@ -52,33 +55,46 @@ def prefill(
     return model.logits(x[:, -1:])[:, 0], state
 
 
+def run_prefix(model: StripedHyena2, tokens: bytes, after: Prefix | None = None, chunk: int = PREFILL_CHUNK) -> Prefix:
+    """The prefix that these tokens make, behind another one if there is one; not both may be empty."""
+    if after is None:
+        return Prefix(tokens, *prefill(model, tokens, chunk=chunk))
+    return Prefix(after.tokens + tokens, *prefill(model, tokens, after.state, chunk)) if tokens else after
+
+
 @torch.inference_mode()
 def generate(
     model: StripedHyena2,
     prompts: Sequence[bytes],
     n_tokens: int,
     *,
-    num_samples: int = 1,
+    after: Prefix | None = None,
+    num_samples: int | Sequence[int] = 1,
     sampler: Sampler | None = None,
     seed: int = 0,
     batch_size: int = 16,
     stop: Sequence[bytes] = (),
     prefill_chunk: int = PREFILL_CHUNK,
     on_token: Callable[[Sample, int], None] | None = None,
+    keep_logits: bool = False,
 ) -> Iterator[Sample]:
     """Samples of every prompt, in the order of the prompts and then of the sample numbers.
 
     Args:
         prompts: of at least one byte each; they may differ in length.
         n_tokens: the most tokens a sample gets.
+        after: what stands before every prompt and has been run already; prompts may then be empty.
+        num_samples: of each prompt, or a number for each.
         batch_size: rows decoded at once; a sample does not depend on it.
         stop: a sample ends when it ends in one of these.
         on_token: called with every token as it is drawn, and the sample it belongs to.
+        keep_logits: keep every token's logits in its sample.
     """
     sampler = sampler or Sampler()
-    waiting = deque(Sample(i, j) for i in range(len(prompts)) for j in range(num_samples))
+    counts = [num_samples] * len(prompts) if isinstance(num_samples, int) else num_samples
+    waiting = deque(Sample(i, j) for i, count in enumerate(counts) for j in range(count))
     order = deque(waiting)
-    batch = _Batch(model, prompts, prefill_chunk)
+    batch = _Batch(model, prompts, after, prefill_chunk, keep_logits)
     while order:
         while waiting and len(batch.rows) < batch_size:
             room = batch_size - len(batch.rows)
@@ -107,20 +123,24 @@ def _ending(sample: Sample, n_tokens: int, stop: Sequence[bytes]) -> str | None:
 class _Batch:
     """The rows being decoded: their samples, their state, and the logits of their next tokens."""
 
-    def __init__(self, model: StripedHyena2, prompts: Sequence[bytes], chunk: int):
-        self.model, self.prompts, self.chunk = model, prompts, chunk
+    def __init__(
+        self, model: StripedHyena2, prompts: Sequence[bytes], after: Prefix | None, chunk: int, keep_logits: bool
+    ):
+        self.model, self.prompts, self.after, self.chunk, self.keep_logits = model, prompts, after, chunk, keep_logits
+        before = after.tokens if after else b""
+        self.keys = [prompt_key(before + prompt) for prompt in prompts]
         self.rows: list[Sample] = []
         self.state: ModelState | None = None
         self.logits: Tensor | None = None
-        self.last_prefill: tuple[int, Tensor, ModelState] | None = None
+        self.last_prefill: tuple[int, Prefix] | None = None
 
     def admit(self, samples: list[Sample]) -> None:
         """Add samples of one prompt."""
         index = samples[0].prompt
         if self.last_prefill is None or self.last_prefill[0] != index:
-            self.last_prefill = (index, *prefill(self.model, self.prompts[index], chunk=self.chunk))
-        _, logits, state = self.last_prefill
-        logits, state = logits.expand(len(samples), -1), state.expand(len(samples))
+            self.last_prefill = (index, run_prefix(self.model, self.prompts[index], self.after, self.chunk))
+        _, prefix = self.last_prefill
+        logits, state = prefix.logits.expand(len(samples), -1), prefix.state.expand(len(samples))
         if self.rows:
             assert self.state is not None
             assert self.logits is not None
@@ -130,9 +150,12 @@ class _Batch:
     def draw(self, sampler: Sampler, seed: int, on_token: Callable[[Sample, int], None] | None) -> None:
         """Draw the next token of every row."""
         assert self.logits is not None
-        numbers = [uniform(seed, prompt_key(self.prompts[r.prompt]), r.sample, len(r.tokens)) for r in self.rows]
+        numbers = [uniform(seed, self.keys[r.prompt], r.sample, len(r.tokens)) for r in self.rows]
         tokens = sampler.choose(self.logits, torch.tensor(numbers, dtype=torch.float64))
         logprobs = self.logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+        if self.keep_logits:
+            for row, logits in zip(self.rows, self.logits.cpu(), strict=True):
+                row.logits.append(logits.clone())
         for row, token, logprob in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
             row.tokens.append(token)
             row.logprobs.append(logprob)

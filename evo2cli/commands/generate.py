@@ -37,6 +37,13 @@ def generate(
     tag: Annotated[
         str | None, typer.Option(metavar="TAXONOMY", help="Phylogenetic tag in front of every prompt: d__Bacteria;...")
     ] = None,
+    save_state: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Save the state after the prompt for --state; with -n 0 do nothing else."),
+    ] = None,
+    state: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Go on from a saved state; prompts, if any, come after it.")
+    ] = None,
     output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="- is standard output.")] = "-",
     output_type: Annotated[
         Format | None,
@@ -61,25 +68,44 @@ def generate(
     and in its header the mean log-likelihood (natural, per base) of the continuation.
     """
     import time
+    from dataclasses import replace
 
     import torch
 
     from evo2cli.errors import UsageError
-    from evo2cli.generation import Sample
+    from evo2cli.generation import Sample, run_prefix
     from evo2cli.generation import generate as samples_of
     from evo2cli.io.outputs import open_output
+    from evo2cli.io.sequences import Record
     from evo2cli.models import open_model
+    from evo2cli.prefix import Prefix
     from evo2cli.sampling import Sampler
 
     if not 0 < top_p <= 1 or not 0 <= min_p <= 1:
         raise UsageError("--top-p must be above 0 and at most 1, --min-p between 0 and 1")
+    if state is not None and tag is not None:
+        raise UsageError("--tag belongs in front of the sequence that --state was made from; give one of the two")
     if threads:
         torch.set_num_threads(threads)
     kind = output_type or _kind(output)
-    records = _prompts(prompt or [], prompt_file, tag)
-    live = kind is Format.text and len(records) == num_samples == 1
+    if state is not None and not prompt and prompt_file is None:
+        records = [Record("", b"")]  # all that is asked for is to go on
+    else:
+        records = _prompts(prompt or [], prompt_file, tag)
+    if save_state is not None and len(records) > 1:
+        raise UsageError(f"--save-state keeps the state after one prompt, not after {len(records)}; give one")
     sampler = Sampler(_alphabet(alphabet), temperature, top_k, top_p, min_p)
     net = open_model(model, config=model_config, device=device, dtype=dtype.value)
+    after, prompts = None, [record.tokens for record in records]
+    if state is not None:
+        after = Prefix.load(state, net)
+        records = [Record(record.name or after.name, after.tokens + record.tokens) for record in records]
+    if save_state is not None:
+        after, prompts = replace(run_prefix(net, prompts[0], after), name=records[0].name), [b""]
+        after.save(save_state, net)
+        if n_tokens == 0:
+            return
+    live = kind is Format.text and len(records) == num_samples == 1
     start, drawn = time.perf_counter(), 0
     with open_output(output) as out:
 
@@ -93,7 +119,7 @@ def generate(
             out.write(records[0].tokens)
         options: dict[str, Any] = {"num_samples": num_samples, "sampler": sampler, "seed": seed}
         options |= {"batch_size": batch_size, "stop": [s.upper().encode() for s in stop or []], "on_token": on_token}
-        for sample in samples_of(net, [r.tokens for r in records], n_tokens, **options):
+        for sample in samples_of(net, prompts, n_tokens, after=after, **options):
             out.write(b"\n" if live else _formatted(kind, records[sample.prompt], sample, num_samples))
     seconds = time.perf_counter() - start
     log.info(f"{drawn:,} bases in {seconds:.1f} s, {drawn / max(seconds, 1e-9):,.0f} a second")

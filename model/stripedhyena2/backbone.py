@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,15 +84,40 @@ class StripedHyena2(nn.Module):
         """The state before the first token of `batch_size` sequences."""
         return ModelState([self._initial(letter, batch_size) for letter in self.config.layout], 0)
 
-    def hidden(self, ids: Tensor, state: ModelState | None) -> tuple[Tensor, ModelState]:
-        """The residual stream (B, L, D) after the last block, and the state."""
+    def hidden(self, ids: Tensor, state: ModelState | None, n_blocks: int | None = None) -> tuple[Tensor, ModelState]:
+        """The residual stream (B, L, D) after the last block, and the state; None is the start of a sequence.
+
+        `n_blocks` runs only the first so many; the state is then one of these blocks alone.
+        """
         x = self.embedding(ids)
-        before = [None] * len(self.blocks) if state is None else state.layers
+        blocks = list(self.blocks)[:n_blocks]
+        before = [None] * len(blocks) if state is None else state.layers
         after: list[LayerState | None] = []
-        for block, layer_state in zip(self.blocks, before, strict=True):
+        for block, layer_state in zip(blocks, before, strict=True):
             x, layer_state = block(x, layer_state)
             after.append(layer_state)
         return x, ModelState(after, ids.shape[1] + (0 if state is None else state.position))
+
+    @contextmanager
+    def recording(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+        """A dict that holds, while the context is open, what the submodules of these names last put out.
+
+        `blocks.3` is the residual stream (B, L, D) after block 3, `blocks.3.mlp.w3` what its MLP adds to it.
+        """
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                seen[name] = (output[0] if isinstance(output, tuple) else output).detach()
+
+            return hook
+
+        handles = [self.get_submodule(name).register_forward_hook(keep(name)) for name in dict.fromkeys(names)]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B, L, vocab), float32 or better, of the residual stream x (B, L, D) after the last block."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hyena_kernels import CoreState
+from stripedhyena2.errors import CheckpointError
 
 
 @dataclass
@@ -25,6 +30,9 @@ class HyenaState:
     def join(states: list[HyenaState]) -> HyenaState:
         featurizer, conv = zip(*(s.core for s in states), strict=True)
         return HyenaState((torch.cat(featurizer), torch.cat(conv)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"featurizer": self.core[0], "conv": self.core[1]}
 
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self.core)
@@ -92,6 +100,9 @@ class AttentionState:
         joined = torch.cat(starts)
         return AttentionState.of(kv, joined if bool(joined.any()) else None)
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"kv": self.kv} if self.starts is None else {"kv": self.kv, "starts": self.starts}
+
     def nbytes(self) -> int:
         return self.kv.nbytes
 
@@ -139,3 +150,50 @@ class ModelState:
 
     def nbytes(self) -> int:
         return sum(s.nbytes() for s in self.layers if s is not None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it is made of, by name: `LAYER.featurizer`, `LAYER.conv`, `LAYER.kv`, `LAYER.starts`, `position`."""
+        named = {"position": torch.tensor(self.position)}
+        for i, state in enumerate(self.layers):
+            if state is not None:
+                named |= {f"{i}.{name}": t for name, t in state.tensors().items()}
+        return named
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ModelState:
+        """The state that `tensors()` took apart; other names among the tensors do not matter."""
+        by_layer: dict[int, dict[str, Tensor]] = {}
+        for name, t in tensors.items():
+            layer, _, part = name.partition(".")
+            if layer.isdecimal():
+                by_layer.setdefault(int(layer), {})[part] = t
+        layers: list[LayerState | None] = []
+        for _, parts in sorted(by_layer.items()):
+            if "kv" in parts:
+                layers.append(AttentionState.of(parts["kv"], parts.get("starts")))
+            else:
+                layers.append(HyenaState((parts["featurizer"], parts["conv"])))
+        return cls(layers, int(tensors["position"]))
+
+    def save(
+        self, path: str | Path, beside: Mapping[str, Tensor] | None = None, metadata: dict[str, str] | None = None
+    ) -> None:
+        """Write a safetensors file, there whole or not at all, with more tensors `beside` the state's own."""
+        path = Path(path)
+        staging = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        tensors = {name: t.detach().cpu().contiguous() for name, t in {**self.tensors(), **(beside or {})}.items()}
+        try:
+            save_file(tensors, staging, metadata)
+            staging.replace(path)
+        except SafetensorError as e:
+            raise OSError(f"cannot write {path}: {e}") from e
+        finally:
+            staging.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> ModelState:
+        """Read what `save` wrote; CheckpointError where the file is no state."""
+        try:
+            return cls.from_tensors(load_file(path, device=str(device)))
+        except (OSError, SafetensorError, KeyError) as e:
+            raise CheckpointError(f"{path} is no saved state, or damaged ({e}); make it again") from e

@@ -5,7 +5,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from evo2cli.generation import Sample, generate, prefill
+from evo2cli.generation import Sample, generate
 from evo2cli.sampling import Sampler, prompt_key, uniform
 from stripedhyena2 import Config
 from stripedhyena2.initialization import new_model
@@ -95,15 +95,6 @@ def test_end_of_document_ends_a_sample(model):
     assert sample.ended == "eod"
     assert sample.tokens.count(0) == 1
     assert list(generate(model, [b"A"], 0)) == [Sample(0, 0, ended="length")]
-
-
-def test_a_saved_state_goes_on_as_if_never_saved(model, tmp_path):
-    _, state = prefill(model, PROMPTS[1])
-    torch.save(state, tmp_path / "state.pt")
-    again = torch.load(tmp_path / "state.pt", weights_only=False)
-    token = torch.tensor([[65]])
-    with torch.inference_mode():
-        assert torch.equal(model.extend(token, again)[0], model.extend(token, state)[0])
 
 
 def test_the_sampler_draws_from_the_exact_distribution():

@@ -1,0 +1,74 @@
+"""A prompt that was run and saved, and gone on from: the same samples as from the prompt itself."""
+
+import pytest
+import torch
+
+from stripedhyena2 import Config, save_model
+from stripedhyena2.initialization import new_model
+
+CONFIG = Config(layout="SDH*", d_model=16, n_heads=2, d_mlp=24, se_groups=2, mr_groups=2)
+GENOME = "ACGGATTACAGGCTTAACGT" * 7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for seed in range(2):
+        model = new_model(CONFIG, seed=seed)
+        with torch.no_grad():
+            for p in model.embedding.parameters():
+                p.mul_(30)  # so that what was read shows in what is drawn
+        save_model(model, folder / f"m{seed}")
+    return folder
+
+
+@pytest.fixture
+def generate(folder, capfdbinary):
+    from evo2cli.app import main
+
+    def run(*args, model="m0", code=0):
+        assert main(["generate", *map(str, args), "--model", str(folder / model), "--device", "cpu"]) == code
+        out, err = capfdbinary.readouterr()
+        return (out if code == 0 else err).decode()
+
+    return run
+
+
+def test_going_on_from_a_saved_state_gives_the_same_bytes(generate, tmp_path):
+    options = ("-n", 40, "--num-samples", 2, "--seed", 5)
+    whole = generate("--prompt", GENOME, *options)
+    assert generate("--prompt", GENOME, "--save-state", tmp_path / "all", *options) == whole
+    assert generate("--state", tmp_path / "all", *options) == whole
+    assert generate("--prompt", GENOME[:100], "--save-state", tmp_path / "part", "-n", 0) == ""
+    assert generate("--state", tmp_path / "part", "--prompt", GENOME[100:], *options) == whole
+    more = ("--state", tmp_path / "part", "--prompt", GENOME[100:], "--save-state", tmp_path / "more")
+    assert generate(*more, *options) == whole
+    assert generate("--state", tmp_path / "more", *options) == whole
+    assert generate("--prompt", GENOME[100:], *options) != whole
+
+
+def test_several_prompts_go_on_from_one_state(generate, tmp_path):
+    generate("--prompt", GENOME, "--save-state", tmp_path / "state", "-n", 0)
+    ends = ("A", "GGT")
+    whole = generate(*(x for end in ends for x in ("--prompt", GENOME + end)), "-n", 30)
+    assert generate("--state", tmp_path / "state", *(x for e in ends for x in ("--prompt", e)), "-n", 30) == whole
+
+
+def test_a_state_is_for_its_model_and_precision(generate, tmp_path):
+    generate("--prompt", "ACGT", "--save-state", tmp_path / "state", "-n", 0)
+    error = generate("--state", tmp_path / "state", model="m1", code=1)
+    assert "was made with the model m0 (sha256 " in error
+    assert "not with m1 (sha256 " in error
+    error = generate("--state", tmp_path / "state", "--dtype", "bfloat16", code=1)
+    assert error.endswith("was made in float32, not in bfloat16; give --dtype float32\n")
+
+
+def test_wrong_requests(generate, folder, tmp_path):
+    state = tmp_path / "state"
+    assert "not after 2; give one" in generate("-p", "A", "-p", "C", "--save-state", state, code=2)
+    assert not state.exists()
+    assert "cannot read the state" in generate("--state", state, code=1)
+    assert "is no state of evo2" in generate("--state", folder / "m0" / "model.safetensors", code=1)
+    generate("-p", "A", "--save-state", state, "-n", 0)
+    assert "--tag belongs in front" in generate("--state", state, "--tag", "d__Bacteria", code=2)
+    assert "prompt prompt1 is empty" in generate("--state", state, "-p", "", code=1)
