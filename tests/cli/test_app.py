@@ -108,7 +108,16 @@ def started(folder):
     def start(*arguments: str) -> subprocess.Popen:
         command = [*EVO2, "score-variants", "-", "-f", "ref.fa", "--model", "model", "--batch-tokens", "1", *arguments]
         pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=folder, env=ENVIRONMENT)
+        process = subprocess.Popen(
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            cwd=folder,
+            env=ENVIRONMENT,
+            # where the tests run in the background, a shell has made them, and so their children, ignore SIGINT
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
         processes.append(process)
         process.stdin.write(f"{HEADER}1\t3\t.\tG\tA\t.\t.\t.\n".encode())
         process.stdin.flush()
@@ -127,7 +136,7 @@ def test_an_interrupted_run_leaves_no_file(started, folder, number, code):
     process = started("-o", "out.vcf.gz")
     assert [name for name in os.listdir(folder) if name.startswith(".out.vcf.gz")]
     process.send_signal(number)
-    assert process.wait() == code
+    assert process.wait(timeout=120) == code
     assert process.stderr.read() == b""
     assert set(os.listdir(folder)) == before
 
@@ -138,6 +147,6 @@ def test_a_closed_pipe_ends_quietly(started):
     process.stdout.close()
     process.stdin.write(b"1\t3\t.\tG\tA\t.\t.\t.\n" * 100)
     process.stdin.close()
-    assert process.wait() == 141
+    assert process.wait(timeout=120) == 141
     assert process.stderr.read() == b""
     process.stdin = process.stdout = None

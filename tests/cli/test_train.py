@@ -224,7 +224,7 @@ def test_command_stops_on_sigterm_and_resumes(fasta, tmp_path):
             process.send_signal(signal.SIGTERM)
             break
     rest = process.stderr.read()
-    assert process.wait() == 0
+    assert process.wait(timeout=120) == 0
     assert f"go on with: evo2 train --resume {tmp_path / 'run'}" in rest
     step = int(rest.rpartition("stopped at step ")[2].split()[0])
     more = evo2("train", "--resume", tmp_path / "run", "--steps", step + 2, "--export", tmp_path / "m")
