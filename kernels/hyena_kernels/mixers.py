@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from hyena_kernels import dispatch
+from hyena_kernels.checks import require
 from hyena_kernels.fir_conv import fir_conv
-from hyena_kernels.modal_conv import modal_conv
+from hyena_kernels.modal_conv import MOST_MODES, modal_conv
 from hyena_kernels.short_conv import short_conv
 
 CoreState = tuple[Tensor, Tensor]
@@ -22,6 +24,36 @@ def _gated(
     return x2 * y, (featurizer_state, conv_state)
 
 
+def _check(u: Tensor, w: Tensor, bias: Tensor | None, state: CoreState | None, conv_state: tuple[int, ...]) -> None:
+    """Raise ValueError unless the arguments that the cores share fit together."""
+    require(u.ndim == 3 and u.shape[1] >= 1, f"u must be (B, L, 3D) with L >= 1, got {tuple(u.shape)}")
+    (B, _, width), W = u.shape, w.shape[-1]
+    require(width % 3 == 0, f"the {width} channels of u are not three parts of the same width")
+    require(w.shape == (width, W) and W >= 1, f"w must be ({width}, W), got {tuple(w.shape)}")
+    require(bias is None or bias.shape == (width,), f"bias must be ({width},)")
+    if state is not None:
+        shapes = (B, W - 1, width), (B, *conv_state)
+        require((state[0].shape, state[1].shape) == shapes, f"state must be {shapes[0]} and {shapes[1]}")
+
+
+def _fir_core(
+    u: Tensor, w: Tensor, bias: Tensor | None, h: Tensor, skip: Tensor | None, state: CoreState | None
+) -> tuple[Tensor, CoreState]:
+    require(h.ndim == 2 and h.shape[1] >= 1, f"h must be (G, K), got {tuple(h.shape)}")
+    (G, K), D = h.shape, u.shape[-1] // 3
+    _check(u, w, bias, state, (K - 1, D))
+    require(G >= 1 and D % G == 0, f"the {D} channels of each part of u do not divide into {G} groups")
+    require(skip is None or skip.shape == (D,), f"skip must be ({D},)")
+    if dispatch.backend(u) == "triton":
+        from hyena_kernels.fused_fir import gpu
+
+        if gpu.decoding(u, w, bias, h, skip, *(state or ())):
+            return gpu.step(u, w, bias, h, skip, state)
+        if gpu.takes(u, w, h):
+            return gpu.core(u, w, bias, h, skip, state)
+    return _gated(u, w, bias, state, lambda p, state: fir_conv(p, h, skip=skip, state=state))
+
+
 def hyena_se(
     u: Tensor, w: Tensor, h: Tensor, *, bias: Tensor | None = None, state: CoreState | None = None
 ) -> tuple[Tensor, CoreState]:
@@ -35,15 +67,18 @@ def hyena_se(
 
     Returns:
         y (B, L, D), and the state ((B, 2, 3D), (B, K-1, D)).
+
+    Raises:
+        ValueError: shapes do not fit together.
     """
-    return _gated(u, w, bias, state, lambda p, state: fir_conv(p, h, state=state))
+    return _fir_core(u, w, bias, h, None, state)
 
 
 def hyena_mr(
     u: Tensor, w: Tensor, h: Tensor, skip: Tensor, *, bias: Tensor | None = None, state: CoreState | None = None
 ) -> tuple[Tensor, CoreState]:
     """Hyena-MR's core: as `hyena_se`, with a skip (D,) around the convolution."""
-    return _gated(u, w, bias, state, lambda p, state: fir_conv(p, h, skip=skip, state=state))
+    return _fir_core(u, w, bias, h, skip, state)
 
 
 def hyena_li(
@@ -57,4 +92,44 @@ def hyena_li(
     state: CoreState | None = None,
 ) -> tuple[Tensor, CoreState]:
     """Hyena-LI's core: as `hyena_mr`, with `modal_conv` from its poles (D, N); state ((B, 2, 3D), (B, D, N))."""
+    D, N = u.shape[-1] // 3, log_poles.shape[-1]
+    _check(u, w, bias, state, (D, N))
+    require(log_poles.shape == (D, N), f"log_poles must be ({D}, N), got {tuple(log_poles.shape)}")
+    require(residues.shape == (D, N), f"residues must be {(D, N)}, got {tuple(residues.shape)}")
+    require(skip.shape == (D,), f"skip must be ({D},)")
+    if dispatch.backend(u) == "triton" and w.shape[1] == 3 and N <= MOST_MODES:
+        from hyena_kernels.modal_conv import triton
+
+        return triton.hyena_li(u, w, log_poles, residues, skip, bias=bias, state=state)
     return _gated(u, w, bias, state, lambda p, state: modal_conv(p, log_poles, residues, skip=skip, state=state))
+
+
+def hyena_se_step(
+    u: Tensor, w: Tensor, h: Tensor, *, bias: Tensor | None = None, state: CoreState | None = None
+) -> tuple[Tensor, CoreState]:
+    """One token of `hyena_se`: u (B, 3D) -> y (B, D) and the state that follows. One launch on a GPU."""
+    y, state = hyena_se(u.unsqueeze(1), w, h, bias=bias, state=state)
+    return y.squeeze(1), state
+
+
+def hyena_mr_step(
+    u: Tensor, w: Tensor, h: Tensor, skip: Tensor, *, bias: Tensor | None = None, state: CoreState | None = None
+) -> tuple[Tensor, CoreState]:
+    """One token of `hyena_mr`: u (B, 3D) -> y (B, D) and the state that follows. One launch on a GPU."""
+    y, state = hyena_mr(u.unsqueeze(1), w, h, skip, bias=bias, state=state)
+    return y.squeeze(1), state
+
+
+def hyena_li_step(
+    u: Tensor,
+    w: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor,
+    *,
+    bias: Tensor | None = None,
+    state: CoreState | None = None,
+) -> tuple[Tensor, CoreState]:
+    """One token of `hyena_li`: u (B, 3D) -> y (B, D) and the state that follows. One launch on a GPU."""
+    y, state = hyena_li(u.unsqueeze(1), w, log_poles, residues, skip, bias=bias, state=state)
+    return y.squeeze(1), state

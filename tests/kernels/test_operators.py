@@ -18,7 +18,7 @@ def relative_error(y, ref):
 
 
 def modal_filter(D, N=16):
-    return -torch.rand(D, N, dtype=torch.float64) ** 3 - 1e-4, torch.randn(D, N, dtype=torch.float64)
+    return -(torch.rand(D, N, dtype=torch.float64) ** 3) - 1e-4, torch.randn(D, N, dtype=torch.float64)
 
 
 def call(operator, x, weights, state, dtype):

@@ -2,13 +2,13 @@
 
 from torch import Tensor
 
+from hyena_kernels import dispatch
 from hyena_kernels.checks import require
-from hyena_kernels.fir_conv import cpu
+from hyena_kernels.fir_conv import cpu, reference
+from hyena_kernels.short_conv.cpu import next_state
 
 
-def fir_conv(
-    x: Tensor, h: Tensor, *, skip: Tensor | None = None, state: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def fir_conv(x: Tensor, h: Tensor, *, skip: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Convolve groups of neighbouring channels with one causal filter each (arXiv:2503.01868, section 3).
 
     Computes ``y[b, t, c] = sum_k h[c // (D / G), k] * x[b, t - k, c] (+ skip[c] * x[b, t, c])``, accumulated in
@@ -32,4 +32,11 @@ def fir_conv(
     require(G >= 1 and D % G == 0, f"the {D} channels of x do not divide into {G} groups")
     require(skip is None or skip.shape == (D,), f"skip must be ({D},)")
     require(state is None or state.shape == (B, K - 1, D), f"state must be {(B, K - 1, D)}")
+    chosen = dispatch.backend(x)
+    if chosen == "reference":
+        return reference.fir_conv(x, h, skip=skip, state=state)
+    if chosen == "triton":
+        from hyena_kernels.fir_conv import gpu
+
+        return gpu.fir_conv(x, h, skip=skip, state=state), next_state(x, state, K - 1)
     return cpu.fir_conv(x, h, skip=skip, state=state)

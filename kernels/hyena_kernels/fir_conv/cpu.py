@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyena_kernels.short_conv.cpu import taps
+from hyena_kernels.short_conv.cpu import next_state, taps
 
 BLOCK = 128
 SHORT = 16  # up to this many taps, a pass a tap beats the blocked form
@@ -36,7 +36,8 @@ def blocked(x: Tensor, h: Tensor, past: Tensor | None) -> Tensor:
     else:
         padded = F.pad(torch.cat([past, x], dim=1), (0, 0, halo - (K - 1), n_blocks * width - L))
     # (G, i, n, B * d): a group's blocks and channels lie side by side as the columns of one matrix
-    X = padded.view(B, n_halo + n_blocks, width, G, D // G).permute(3, 2, 1, 0, 4).reshape(G, width, -1, B * (D // G))
+    X = padded.view(B, n_halo + n_blocks, width, G, D // G)
+    X = X.permute(3, 2, 1, 0, 4).reshape(G, width, n_halo + n_blocks, B * (D // G))
     T = toeplitz(h, width, halo + width)
     Y = X.new_zeros(())
     for j in range(n_halo + 1):
@@ -46,19 +47,7 @@ def blocked(x: Tensor, h: Tensor, past: Tensor | None) -> Tensor:
     return y[:, :L]
 
 
-def next_state(x: Tensor, past: Tensor | None, length: int) -> Tensor:
-    """The last `length` inputs, oldest first: (B, length, D)."""
-    L = x.shape[1]
-    if L >= length:
-        return x[:, L - length :]
-    if past is None:
-        return F.pad(x, (0, 0, length - L, 0))
-    return torch.cat([past[:, L:], x], dim=1)
-
-
-def fir_conv(
-    x: Tensor, h: Tensor, *, skip: Tensor | None = None, state: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def fir_conv(x: Tensor, h: Tensor, *, skip: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     acc = torch.promote_types(x.dtype, torch.float32)
     (B, L, D), (G, K) = x.shape, h.shape
     u, h, past = x.to(acc), h.to(acc), None if state is None else state.to(acc)
@@ -66,7 +55,7 @@ def fir_conv(
         window = u if K == 1 else torch.cat([next_state(u[:, :0], past, K - 1), u], dim=1)
         y = torch.einsum("bkgd,gk->bgd", window.reshape(B, K, G, D // G), h.flip(1)).reshape(B, 1, D)
     elif K <= SHORT:
-        y = taps(u, h.repeat_interleave(D // G, dim=0), past)[0]
+        y = taps(u, h.repeat_interleave(D // G, dim=0), past)
     else:
         y = blocked(u, h, past)
     if skip is not None:

@@ -2,8 +2,12 @@
 
 from torch import Tensor
 
+from hyena_kernels import dispatch
 from hyena_kernels.checks import require
-from hyena_kernels.modal_conv import cpu
+from hyena_kernels.modal_conv import cpu, reference
+
+MOST_MODES = 32
+"""How many modes the Triton kernels keep in a thread's registers; filters with more run in plain PyTorch."""
 
 
 def modal_conv(
@@ -12,7 +16,7 @@ def modal_conv(
     """Convolve every channel with ``h_t = sum_n residues_n exp(log_poles_n)^t`` (arXiv:2503.01868, section 2).
 
     Computes ``s_t = exp(log_poles) s_{t-1} + x_t`` and ``y_t = sum_n residues_n s_{t,n} (+ skip x_t)`` in chunks,
-    exactly, in float32 or better, in time and memory linear in L.
+    exactly, in float32 or better, in time and memory linear in L. On a GPU a scan with the modes in registers.
 
     Args:
         x: inputs (B, L, D), L >= 1.
@@ -33,4 +37,19 @@ def modal_conv(
     require(residues.shape == (D, N), f"residues must be {(D, N)}, got {tuple(residues.shape)}")
     require(skip is None or skip.shape == (D,), f"skip must be ({D},)")
     require(state is None or state.shape == (B, D, N), f"state must be {(B, D, N)}")
+    chosen = dispatch.backend(x)
+    if chosen == "reference":
+        return reference.modal_conv(x, log_poles, residues, skip=skip, state=state)
+    if chosen == "triton" and N <= MOST_MODES:
+        from hyena_kernels.modal_conv import triton
+
+        return triton.modal_conv(x, log_poles, residues, skip=skip, state=state)
     return cpu.modal_conv(x, log_poles, residues, skip=skip, state=state)
+
+
+def modal_conv_step(
+    x: Tensor, log_poles: Tensor, residues: Tensor, *, skip: Tensor | None = None, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One token of `modal_conv`: x (B, D) -> y (B, D) and the state that follows. One launch on a GPU."""
+    y, state = modal_conv(x.unsqueeze(1), log_poles, residues, skip=skip, state=state)
+    return y.squeeze(1), state

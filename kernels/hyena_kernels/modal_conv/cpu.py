@@ -1,14 +1,20 @@
 """The Hyena-LI operator on the CPU: exact chunked matrix products, never a length-L filter, never (L, D, N).
 
-With chunks of C tokens, start states S_n and the D small matrices
+With chunks of C tokens as the rows of X, start states S_n and, for every channel, the small matrices
 
-    T[t, j] = h[t - j]        (C x C)   the chunk's own inputs (h_k = sum_n R_n a_n^k, plus the skip at k = 0)
-    V[n, j] = a_n^(C - 1 - j) (N x C)   inputs -> what the chunk adds to the state
-    W[t, n] = R_n a_n^(t + 1) (C x N)   start state -> outputs
+    T[j, t] = h[t - j]        (C x C)   the chunk's own inputs (h_k = sum_n R_n a_n^k, plus the skip at k = 0)
+    V[j, n] = a_n^(C - 1 - j) (C x N)   inputs -> what the chunk adds to the state
+    W[n, t] = R_n a_n^(t + 1) (N x C)   start state -> outputs
 
-a chunk is Y = T X + W S and S_{n+1} = a^C S_n + V X: three batched products over the channels, and a scan over the
-L / C chunk states. Everything is differentiable, so the backward is the transposed products and the reversed scan.
+the outputs are Y = X T + S W, and S_{n+1} = a^C S_n + X_n V: three batched products over the channels, and a scan over
+the L / C chunk states. Everything is differentiable, so the backward is the transposed products and the reversed scan.
+
+The products want each channel's time contiguous, and so transposed copies of inputs and outputs. Where no gradient is
+wanted a long sequence runs slab after slab, continued from the state, so that the copies stay small and in the cache.
 """
+
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,69 +22,111 @@ from torch import Tensor
 
 from hyena_kernels.fir_conv.cpu import toeplitz
 
-CHUNK = 64
+CHUNK = 32
+SLAB = 64  # chunks, of all sequences together
 
 
-def start_states(ends: Tensor, decay: Tensor, first: Tensor | None) -> Tensor:
-    """S_0 = first (or zero), S_{n+1} = decay S_n + ends_n: ends (D, N, n, B), decay (D, N) -> all S (D, N, n + 1, B).
+class Chunk(NamedTuple):
+    """The matrices above, the powers a^0 .. a^C (D, N, C + 1), and a^C - 1 (D, N)."""
 
-    Doubling scan: after step k every S_n holds the last 2^k terms of its sum.
-    """
-    S = F.pad(ends, (0, 0, 1, 0)) if first is None else torch.cat([first.unsqueeze(2), ends], dim=2)
-    decay, reach = decay[:, :, None, None], 1
-    while reach < S.shape[2]:
-        S = S + F.pad(decay * S[:, :, :-reach], (0, 0, reach, 0))
-        decay, reach = decay * decay, 2 * reach
-    return S
+    T: Tensor
+    V: Tensor
+    W: Tensor
+    powers: Tensor
+    less: Tensor
 
 
-def chunked(
-    x: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor | None, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """y (B, L, D) and the final state (B, D, N) of x (B, L, D), all in one floating dtype."""
-    B, L, D = x.shape
-    C = min(CHUNK, L)
-    n_chunks = -(-L // C)
-    tail = L - (n_chunks - 1) * C
-    X = F.pad(x, (0, 0, 0, n_chunks * C - L)).view(B, n_chunks, C, D).permute(3, 2, 1, 0).reshape(D, C, n_chunks * B)
-
-    powers = torch.exp(log_poles[:, :, None] * torch.arange(C + 1, device=x.device, dtype=x.dtype))  # (D, N, C + 1)
+def chunk_matrices(C: int, log_poles: Tensor, residues: Tensor, skip: Tensor | None) -> Chunk:
+    steps = torch.arange(C + 1, device=log_poles.device, dtype=log_poles.dtype)
+    powers = torch.exp(log_poles[:, :, None] * steps)
     h = torch.bmm(residues[:, None, :], powers[:, :, :C]).squeeze(1)  # (D, C)
     if skip is not None:
         h = torch.cat([h[:, :1] + skip[:, None], h[:, 1:]], dim=1)
-    V = powers[:, :, :C].flip(2)
+    T, V = toeplitz(h, C, C).transpose(1, 2), powers[:, :, :C].flip(2).transpose(1, 2)
+    return Chunk(T, V, residues[:, :, None] * powers[:, :, 1:], powers, torch.expm1(C * log_poles))
 
-    first = None if state is None else state.permute(1, 2, 0)
-    last = X[:, :tail, (n_chunks - 1) * B :]
-    if n_chunks > 1:
-        ends = torch.bmm(V, X[:, :, : (n_chunks - 1) * B]).view(D, -1, n_chunks - 1, B)
-        S = start_states(ends, powers[:, :, C], first)
-        final = torch.bmm(V[:, :, C - tail :], last) + powers[:, :, tail, None] * S[:, :, -1]
-    else:
-        S = None if first is None else first.unsqueeze(2)
-        final = torch.bmm(V[:, :, C - tail :], last)
-        if first is not None:
-            final = final + powers[:, :, tail, None] * first
 
-    Y = torch.bmm(toeplitz(h, C, C), X)
-    if S is not None:
-        W = (residues[:, :, None] * powers[:, :, 1:]).transpose(1, 2)
-        Y = torch.baddbmm(Y, W, S.flatten(2))
-    y = Y.view(D, C, n_chunks, B).permute(3, 2, 1, 0).reshape(B, n_chunks * C, D)[:, :L]
-    return y, final.permute(2, 0, 1)
+class _Scan(torch.autograd.Function):
+    """S_0 = first, S_{n+1} = (1 + less) S_n + ends_n, all n + 1 of them (D, B, n + 1, N).
+
+    ends (D, B, n, N), less (D, 1, N), first (D, B, N). With `less` from expm1 a slow pole's decay is not rounded to a
+    float near one, whose error would add up over the chunks.
+    """
+
+    @staticmethod
+    def forward(ctx, ends: Tensor, less: Tensor, first: Tensor) -> Tensor:
+        S = torch.cat([first.unsqueeze(2), ends], dim=2)
+        for before, s in pairwise(S.unbind(2)):
+            s.add_(before).addcmul_(less, before)
+        ctx.save_for_backward(S, less)
+        return S
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        S, less = ctx.saved_tensors
+        adjoint = grads[0].clone(memory_format=torch.contiguous_format)
+        for after, s in pairwise(reversed(adjoint.unbind(2))):
+            s.add_(after).addcmul_(less, after)
+        ends = adjoint[:, :, 1:]
+        return ends, (ends * S[:, :, :-1]).sum((1, 2)).unsqueeze(1), adjoint[:, :, 0]
+
+
+def chunked(x: Tensor, chunk: Chunk, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """y (B, L, D) and the final state (B, D, N) of x (B, L, D), all in one floating dtype."""
+    (B, L, D), (_, C, N) = x.shape, chunk.V.shape
+    n_chunks = -(-L // C)
+    padding = n_chunks * C - L
+    rows = F.pad(x, (0, 0, 0, padding)) if padding else x
+    X = rows.reshape(B * n_chunks * C, D).t().contiguous().view(D, B * n_chunks, C)
+
+    first = None if state is None else state.transpose(0, 1)
+    last = X.view(D, B, n_chunks, C)[:, :, -1, : C - padding]
+    final = torch.bmm(last, chunk.V[:, padding:])
+    Y = torch.bmm(X, chunk.T)
+    if n_chunks > 1 or first is not None:
+        ends = torch.bmm(X, chunk.V).view(D, B, n_chunks, N)[:, :, :-1]
+        S = _Scan.apply(ends, chunk.less[:, None], X.new_zeros(D, B, N) if first is None else first)
+        final = final + chunk.powers[:, None, :, C - padding] * S[:, :, -1]
+        Y = torch.baddbmm(Y, S.reshape(D, B * n_chunks, N), chunk.W)
+    y = Y.view(D, B * n_chunks * C).t().contiguous().view(B, n_chunks * C, D)[:, :L]
+    return y, final.transpose(0, 1)
+
+
+def step(x: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor | None, state: Tensor | None):
+    """One token: y (B, 1, D) and the state (B, D, N) of x (B, 1, D)."""
+    s = x[:, 0, :, None].expand(-1, -1, log_poles.shape[1])
+    if state is not None:
+        s = torch.addcmul(s, log_poles.exp(), state)
+    y = (s * residues).sum(-1)
+    return (y if skip is None else torch.addcmul(y, x[:, 0], skip)).unsqueeze(1), s
+
+
+def slabs(x: Tensor, chunk: Chunk, state: Tensor | None, length: int) -> tuple[Tensor, Tensor | None]:
+    """`chunked`, `length` tokens at a time: no gradients."""
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for t in range(0, x.shape[1], length):
+        piece, state = chunked(x[:, t : t + length].to(chunk.T.dtype), chunk, state)
+        y[:, t : t + length] = piece
+    return y, state
 
 
 def modal_conv(
     x: Tensor, log_poles: Tensor, residues: Tensor, *, skip: Tensor | None = None, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     acc = torch.promote_types(x.dtype, torch.float32)
-    u, log_poles, residues = x.to(acc), log_poles.to(acc), residues.to(acc)
+    B, L, _ = x.shape
+    log_poles, residues = log_poles.to(acc), residues.to(acc)
     skip, state = None if skip is None else skip.to(acc), None if state is None else state.to(acc)
-    if x.shape[1] == 1:
-        s = u[:, 0, :, None].expand(-1, -1, log_poles.shape[1])
-        if state is not None:
-            s = torch.addcmul(s, log_poles.exp(), state)
-        y = (s * residues).sum(-1)
-        return (y if skip is None else torch.addcmul(y, u[:, 0], skip)).unsqueeze(1).to(x.dtype), s
-    y, final = chunked(u, log_poles, residues, skip, state)
+    if L == 1:
+        y, final = step(x.to(acc), log_poles, residues, skip, state)
+        return y.to(x.dtype), final
+    C = min(CHUNK, L)
+    chunk = chunk_matrices(C, log_poles, residues, skip)
+    wanted = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, log_poles, residues, skip, state)
+    )
+    if wanted:
+        y, final = chunked(x.to(acc), chunk, state)
+    else:
+        y, final = slabs(x, chunk, state, C * max(SLAB // max(B, 1), 1))
     return y.to(x.dtype), final

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from hyena_kernels import dispatch
 from hyena_kernels.checks import require
-from hyena_kernels.short_conv import cpu
+from hyena_kernels.short_conv import cpu, reference
 
 
 def short_conv(x: Tensor, w: Tensor, bias: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -28,4 +29,11 @@ def short_conv(x: Tensor, w: Tensor, bias: Tensor | None = None, state: Tensor |
     require(w.shape == (D, K) and K >= 1, f"w must be ({D}, K), got {tuple(w.shape)}")
     require(bias is None or bias.shape == (D,), "bias must be (D,)")
     require(state is None or state.shape == (B, K - 1, D), f"state must be {(B, K - 1, D)}")
+    chosen = dispatch.backend(x)
+    if chosen == "reference":
+        return reference.short_conv(x, w, bias, state)
+    if chosen == "triton":
+        from hyena_kernels.fir_conv import gpu
+
+        return gpu.fir_conv(x, w, bias=bias, skip=None, state=state), cpu.next_state(x, state, K - 1)
     return cpu.short_conv(x, w, bias, state)

@@ -4,6 +4,7 @@ Nothing is padded or copied: tap k adds the shifted input in place. The backward
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -35,27 +36,31 @@ class _Taps(torch.autograd.Function):
             if 0 < k < L:
                 dx[:, :n].addcmul_(dy[:, k:], w[:, k])
             dw[:, k] = (dy[:, k:] * x[:, :n]).sum((0, 1))
-            if past is not None and k > 0:
+            if dpast is not None and k > 0:
                 n, first = min(k, L), K - 1 - k
                 dpast[:, first : first + n].addcmul_(dy[:, :n], w[:, k])
                 dw[:, k] += (dy[:, :n] * past[:, first : first + n]).sum((0, 1))
         return dx, dw, dpast
 
 
-def taps(x: Tensor, w: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-    """FIR of x (B, L, D) with w (D, K), continued from `past` (B, K-1, D) or None; returns y and the new past."""
-    L, K = x.shape[1], w.shape[1]
-    y = _Taps.apply(x, w, past)
-    if L >= K - 1:
-        return y, x[:, L - (K - 1) :]
+def next_state(x: Tensor, past: Tensor | None, length: int) -> Tensor:
+    """The last `length` inputs, oldest first (B, length, D): a copy, so that keeping it does not keep x."""
+    L = x.shape[1]
+    if length <= L:
+        return x[:, L - length :].clone()
     if past is None:
-        past = x.new_zeros(x.shape[0], K - 1, x.shape[2])
-    return y, torch.cat([past[:, L:], x], dim=1)
+        return F.pad(x, (0, 0, length - L, 0))
+    return torch.cat([past[:, L:], x], dim=1)
+
+
+def taps(x: Tensor, w: Tensor, past: Tensor | None) -> Tensor:
+    """FIR of x (B, L, D) with w (D, K), continued from `past` (B, K-1, D) or None."""
+    return _Taps.apply(x, w, past)
 
 
 def short_conv(x: Tensor, w: Tensor, bias: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     acc = torch.promote_types(x.dtype, torch.float32)
-    y, new_state = taps(x.to(acc), w.to(acc), None if state is None else state.to(acc))
+    y = taps(x.to(acc), w.to(acc), None if state is None else state.to(acc))
     if bias is not None:
         y = y + bias
-    return y.to(x.dtype), new_state.to(x.dtype)
+    return y.to(x.dtype), next_state(x, state, w.shape[1] - 1)

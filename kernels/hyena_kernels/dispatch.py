@@ -1,0 +1,60 @@
+"""Which implementation runs: the reference, plain PyTorch ("cpu", on any device), or the Triton kernels.
+
+A CUDA tensor in a dtype the kernels take goes to Triton where that is installed, everything else to plain PyTorch.
+The environment variable HYENA_KERNELS_BACKEND, read once at import, forces one of the three.
+"""
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("reference", "cpu", "triton")
+TRITON_DTYPES = (torch.float32, torch.bfloat16)
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton's interpreter runs the kernels on CPU tensors: for tests."""
+
+TRITON_FOUND = importlib.util.find_spec("triton") is not None
+
+forced = os.environ.get("HYENA_KERNELS_BACKEND") or None
+if forced is not None and forced not in BACKENDS:
+    raise ValueError(f"HYENA_KERNELS_BACKEND={forced}; choose one of {', '.join(BACKENDS)}, or unset it")
+
+
+def backend(x: Tensor) -> str:
+    """The backend that x, an operator's input, runs on: "reference", "cpu" or "triton".
+
+    Raises:
+        RuntimeError: HYENA_KERNELS_BACKEND=triton, and the kernels cannot run on x.
+    """
+    if forced is None:
+        return "triton" if x.is_cuda and TRITON_FOUND and x.dtype in TRITON_DTYPES else "cpu"
+    if forced == "triton":
+        missing = _missing(x)
+        if missing:
+            raise RuntimeError(f"HYENA_KERNELS_BACKEND=triton needs {missing}; unset it to let each tensor choose")
+    return forced
+
+
+def recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd or a compiler watches these tensors, so that a kernel must run as a registered operator.
+
+    Otherwise it may be launched directly: going through the registry costs more than decoding a token does.
+    """
+    given = [t for t in tensors if t is not None]
+    if torch.compiler.is_compiling() or any(type(t) not in (Tensor, torch.nn.Parameter) for t in given):
+        return True
+    return torch.is_grad_enabled() and any(t.requires_grad for t in given)
+
+
+def _missing(x: Tensor) -> str | None:
+    """What keeps x from the Triton kernels, or None."""
+    if not TRITON_FOUND:
+        return "the package triton, which is not installed"
+    if not (x.is_cuda or INTERPRETED):
+        return f"CUDA tensors (or TRITON_INTERPRET=1), got one on {x.device.type}"
+    if x.dtype not in TRITON_DTYPES:
+        return f"float32 or bfloat16, got {str(x.dtype).removeprefix('torch.')}"
+    return None

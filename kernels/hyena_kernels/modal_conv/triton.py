@@ -1,0 +1,260 @@
+"""Launching the modal scan's Triton kernels; its operators for autograd and torch.compile."""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from hyena_kernels import tuned
+from hyena_kernels.modal_conv import scan, scan_backward
+
+MOST_SEGMENTS = 256
+
+
+def tuning(u: Tensor, D: int) -> tuned.Config:
+    """`warps` of a program, `programs` to fill a GPU, and the `shortest` segment (tokens) worth loading filters for."""
+    return tuned.config("modal_scan", u.dtype, D, u.device)
+
+
+def segments_of(u: Tensor, D: int) -> tuple[int, int]:
+    """How time is cut: the segments' length, and how many there are."""
+    (B, L, _), choice = u.shape, tuning(u, D)
+    wanted = triton.cdiv(choice["programs"], max(B, 1) * triton.cdiv(D, 32 * choice["warps"]))
+    count = min(wanted, triton.cdiv(L, choice["shortest"]), MOST_SEGMENTS)
+    length = 16 * triton.cdiv(L, 16 * count)
+    return length, triton.cdiv(L, length)
+
+
+def given(x: Tensor | None, instead: Tensor) -> Tensor:
+    """A pointer for an argument which a kernel's flags may say not to read."""
+    return instead if x is None else x.contiguous()
+
+
+def constants_of(log_poles: Tensor, w: Tensor | None, bias: Tensor | None) -> dict[str, Any]:
+    """What every kernel is compiled for."""
+    D, N = log_poles.shape
+    return {"D": D, "N": N, "MODES": triton.next_power_of_2(N), "GATED": w is not None, "BIASED": bias is not None}
+
+
+def launch(kernel, segments: int, u: Tensor, *args, **constants) -> None:
+    """Run a kernel on blocks of channels x segments x sequences."""
+    D, warps = constants["D"], tuning(u, constants["D"])["warps"]
+    block = 32 * warps  # channels, one to a thread, as scan.py needs it
+    kernel[triton.cdiv(D, block), segments, u.shape[0]](
+        u, *args, **constants, BLOCK=block, num_warps=warps, enable_fp_fusion=True
+    )
+
+
+def join(ends: Tensor, outside: Tensor | None, log_poles: Tensor, length: int, *, reverse: bool = False) -> Tensor:
+    """The states (B, segments, N, D) at the segments' starts (reverse: the adjoints at their ends)."""
+    B, segments, N, D = ends.shape
+    starts, rows = torch.empty_like(ends), triton.next_power_of_2(segments)
+    block = min(256, 4096 // rows)
+    scan.join_segments[triton.cdiv(N * D, block), B](
+        ends, given(outside, ends), log_poles, starts, length, segments,
+        D=D, N=N, SEGMENTS=rows, BLOCK=block, HAS_OUTSIDE=outside is not None, REVERSE=reverse,
+        num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
+    return starts
+
+
+def forward(
+    u: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor | None,
+    state: Tensor | None,
+    w: Tensor | None,
+    bias: Tensor | None,
+    past: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y (B, L, D), the final state (B, D, N), and the states (B, segments, N, D) at the segments' starts.
+
+    Without w, u is x (B, L, D). With w (3D, 3) the whole core of Hyena-LI runs: u (B, L, 3D) is featurized, with bias
+    (3D,) and the two rows `past` (B, 2, 3D) before it. All but u and past are float32.
+    """
+    (B, L, _), (D, N) = u.shape, log_poles.shape
+    length, segments = segments_of(u, D)
+    y, final, starts = u.new_empty(B, L, D), log_poles.new_empty(B, D, N), log_poles.new_empty(B, segments, N, D)
+    if B * D == 0:
+        return y, final, starts
+    constants = constants_of(log_poles, w, bias) | {"HAS_PAST": past is not None}
+    u, log_poles, residues = u.contiguous(), log_poles.t().contiguous(), residues.t().contiguous()
+    featurizer = given(past, u), given(w, log_poles), given(bias, log_poles)
+    started = segments > 1 or state is not None
+    if segments > 1:
+        launch(scan.segment_ends, segments - 1, u, *featurizer, log_poles, starts, L, length, **constants)
+    if started:
+        starts = join(starts, state, log_poles, length)
+    launch(
+        scan.outputs, segments, u, *featurizer, log_poles, residues, given(skip, log_poles), starts, y, final,
+        L, length, **constants, HAS_SKIP=skip is not None, HAS_STARTS=started,
+    )  # fmt: skip
+    return y, final, starts
+
+
+modal_scan = torch.library.custom_op("hyena_kernels::modal_scan", forward, mutates_args=())
+
+
+@modal_scan.register_fake
+def _(u, log_poles, residues, skip, state, w, bias, past):
+    (B, L, _), (D, N) = u.shape, log_poles.shape
+    segments = segments_of(u, D)[1]
+    return u.new_empty(B, L, D), log_poles.new_empty(B, D, N), log_poles.new_empty(B, segments, N, D)
+
+
+def backward(
+    dy: Tensor,
+    dfinal: Tensor | None,
+    starts: Tensor,
+    u: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor | None,
+    state: Tensor | None,
+    w: Tensor | None,
+    bias: Tensor | None,
+    past: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of u, log_poles, residues, skip, state, w, bias and past, whether or not those were given."""
+    (B, L, width), (D, N) = u.shape, log_poles.shape
+    length, segments = segments_of(u, D)
+    du, dpast, dstate = u.new_empty(B, L, width), u.new_empty(B, 2, width), log_poles.new_empty(B, D, N)
+    dmodes, dskip = log_poles.new_empty(B, segments, 2, N, D), log_poles.new_empty(B, segments, D)
+    dtaps = log_poles.new_empty(B, segments, 4, 0 if w is None else width)
+    if B * D > 0:
+        constants = constants_of(log_poles, w, bias)
+        u, dy = u.contiguous(), dy.contiguous()
+        log_poles, residues = log_poles.t().contiguous(), residues.t().contiguous()
+        featurizer = given(past, u), given(w, log_poles), given(bias, log_poles)
+        filters = log_poles, residues, given(skip, log_poles)
+        g = given(None if dfinal is None else dfinal.transpose(1, 2), starts)
+        flags = constants | {
+            "HAS_PAST": past is not None,
+            "HAS_SKIP": skip is not None,
+            "HAS_ADJOINTS": segments > 1,
+            "HAS_DFINAL": dfinal is not None,
+        }
+        adjoints = torch.empty_like(starts)
+        if segments > 1:
+            ends = scan_backward.adjoint_ends
+            launch(ends, segments - 1, u, *featurizer, log_poles, dy, adjoints, L, length, **constants)
+            adjoints = join(adjoints, None, log_poles, length, reverse=True)
+        launch(
+            scan_backward.filter_gradients, segments,
+            u, *featurizer, *filters, starts, adjoints, g, dy, du, dpast, dmodes, dskip, dtaps,
+            L, length, **flags, HAS_STARTS=segments > 1 or state is not None,
+        )  # fmt: skip
+        launch(
+            scan_backward.input_gradients, segments,
+            u, *featurizer, *filters, adjoints, g, dy, du, dpast, dstate, dtaps, L, length, **flags,
+        )  # fmt: skip
+    poles_and_residues, taps = dmodes.sum((0, 1)), dtaps.sum((0, 1))
+    dlog_poles, dresidues = (x.t().contiguous() for x in poles_and_residues)
+    return du, dlog_poles, dresidues, dskip.sum((0, 1)), dstate, taps[:3].t().contiguous(), taps[3].clone(), dpast
+
+
+modal_scan_backward = torch.library.custom_op("hyena_kernels::modal_scan_backward", backward, mutates_args=())
+
+
+@modal_scan_backward.register_fake
+def _(dy, dfinal, starts, u, log_poles, residues, skip, state, w, bias, past):
+    (B, L, width), (D, N) = u.shape, log_poles.shape
+    new, taps = log_poles.new_empty, 0 if w is None else width
+    return (
+        u.new_empty(B, L, width), new(D, N), new(D, N), new(D), new(B, D, N), new(taps, 3), new(taps),
+        u.new_empty(B, 2, width),
+    )  # fmt: skip
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[2], *inputs)
+
+
+def _backward(ctx, dy, dfinal, dstarts):
+    starts, u, log_poles, *others = ctx.saved_tensors
+    if dy is None:
+        dy = u.new_zeros(u.shape[0], u.shape[1], log_poles.shape[0])
+    gradients = modal_scan_backward(dy, dfinal, starts, u, log_poles, *others)
+    return tuple(g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=True))
+
+
+modal_scan.register_autograd(_backward, setup_context=_save)
+
+
+def step(
+    u: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor | None,
+    state: Tensor | None,
+    w: Tensor | None,
+    bias: Tensor | None,
+    past: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`forward` of one token, in one launch: y (B, 1, D), the state (B, D, N), and the past (B, 2, 3D), after it."""
+    (B, _, width), (D, N) = u.shape, log_poles.shape
+    y, final, new_past = u.new_empty(B, 1, D), log_poles.new_empty(B, D, N), u.new_empty(B, 2, width)
+    if B * D > 0:
+        u, log_poles = u.contiguous(), log_poles.contiguous()
+        scan.step[triton.cdiv(D, 32), B](
+            u, given(past, u), given(w, log_poles), given(bias, log_poles), log_poles, residues.contiguous(),
+            given(skip, log_poles), given(state, log_poles), y, new_past, final, **constants_of(log_poles, w, bias),
+            HAS_PAST=past is not None, HAS_SKIP=skip is not None, HAS_STATE=state is not None,
+            BLOCK=32, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+    return y, final, new_past
+
+
+modal_step = torch.library.custom_op("hyena_kernels::modal_step", step, mutates_args=())
+
+
+@modal_step.register_fake
+def _(u, log_poles, residues, skip, state, w, bias, past):
+    (B, _, width), (D, N) = u.shape, log_poles.shape
+    return u.new_empty(B, 1, D), log_poles.new_empty(B, D, N), u.new_empty(B, 2, width)
+
+
+def decoding(u: Tensor, *others: Tensor | None) -> bool:
+    """One token, and no gradient wanted."""
+    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (u, *others))
+    return u.shape[1] == 1 and not wanted
+
+
+def float32(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if x is None else x.float() for x in tensors)
+
+
+def modal_conv(
+    x: Tensor, log_poles: Tensor, residues: Tensor, *, skip: Tensor | None = None, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `hyena_kernels.modal_conv`, for float32 or bfloat16 x and up to MOST_MODES modes."""
+    filters = float32(log_poles, residues, skip, state)
+    run = modal_step if decoding(x, *filters) else modal_scan
+    y, final, _ = run(x, *filters, None, None, None)
+    return y, final
+
+
+def hyena_li(
+    u: Tensor,
+    w: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor,
+    *,
+    bias: Tensor | None = None,
+    state: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """As `hyena_kernels.hyena_li`, for float32 or bfloat16 u, three featurizer taps and up to MOST_MODES modes."""
+    past, modal = (None, None) if state is None else state
+    arguments = *float32(log_poles, residues, skip, modal, w, bias), past
+    if decoding(u, *arguments):
+        y, final, past = modal_step(u, *arguments)
+        return y, (past, final)
+    y, final, _ = modal_scan(u, *arguments)
+    if u.shape[1] >= 2:
+        return y, (u[:, -2:].clone(), final)  # a view would keep all of u in memory
+    before = u.new_zeros(u.shape[0], 1, u.shape[2]) if past is None else past[:, 1:]
+    return y, (torch.cat([before, u], dim=1), final)

@@ -1,0 +1,55 @@
+"""Block sizes of the Triton kernels, chosen once and committed, so that nobody waits for an autotuner.
+
+`python -m hyena_kernels.tune` measures the candidates on the GPU at hand and prints its lines of this table anew.
+"""
+
+import torch
+
+Config = dict[str, int]
+
+TABLE: dict[tuple[str, str, int, int], Config] = {
+    ("short_forward", "float32", 0, 8): {"C": 256, "span": 128, "warps": 2},
+    ("short_forward", "bfloat16", 0, 8): {"C": 256, "span": 128, "warps": 2},
+    ("short_backward", "float32", 0, 8): {"C": 256, "span": 128, "warps": 2},
+    ("short_backward", "bfloat16", 0, 8): {"C": 256, "span": 128, "warps": 2},
+    ("fused_walk", "bfloat16", 0, 8): {"C": 256, "span": 128, "warps": 2},
+    ("fused_forward", "bfloat16", 0, 8): {"N": 32, "LB": 64, "span": 512, "warps": 4},
+    ("fused_input_gradient", "bfloat16", 0, 8): {"N": 16, "LB": 64, "span": 512, "warps": 4},
+    ("fused_input_gradient", "bfloat16", 0, 9): {"N": 32, "LB": 64, "span": 512, "warps": 4},
+    ("fused_weight_gradient", "bfloat16", 0, 8): {"N": 16, "LB": 64, "span": 1024, "warps": 4},
+    ("fused_weight_gradient", "bfloat16", 0, 9): {"N": 32, "LB": 64, "span": 1024, "warps": 8},
+    ("fused_step", "float32", 0, 8): {"C": 32, "rows": 32, "warps": 4},
+    ("fused_step", "bfloat16", 0, 8): {"C": 32, "rows": 32, "warps": 4},
+    ("blocked", "float32", 0, 8): {"N": 64, "LB": 32, "warps": 4},
+    ("blocked", "float32", 0, 9): {"N": 32, "LB": 64, "warps": 4},
+    ("blocked", "bfloat16", 0, 8): {"N": 128, "LB": 64, "warps": 8},
+    ("blocked_gram", "float32", 0, 8): {"N": 32, "LB": 32, "tiles": 32, "warps": 4},
+    ("blocked_gram", "float32", 0, 9): {"N": 32, "LB": 64, "tiles": 16, "warps": 4},
+    ("blocked_gram", "bfloat16", 0, 8): {"N": 64, "LB": 64, "tiles": 16, "warps": 8},
+    ("modal_scan", "float32", 0, 8): {"programs": 4096, "shortest": 256, "warps": 2},
+    ("modal_scan", "bfloat16", 0, 8): {"programs": 4096, "shortest": 256, "warps": 2},
+}
+"""(operator, dtype, width at least, GPU generation at least) -> block sizes and launch options.
+
+The width is the channels that share a filter where that decides the blocks, else the channels.
+"""
+
+
+def generation(device: torch.device) -> int:
+    """The major compute capability: 8 Ampere and Ada, 9 Hopper, 10 Blackwell; Hopper where there is no GPU."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
+
+
+def find(operator: str, dtype: torch.dtype, width: int, device: torch.device) -> Config | None:
+    """The entry for the newest generation, then the largest width, that does not exceed the case at hand."""
+    name, newest = str(dtype).removeprefix("torch."), generation(device)
+    fitting = [key for key in TABLE if key[:2] == (operator, name) and key[2] <= width and key[3] <= max(newest, 8)]
+    return TABLE[max(fitting, key=lambda key: (key[3], key[2]))] if fitting else None
+
+
+def config(operator: str, dtype: torch.dtype, width: int, device: torch.device) -> Config:
+    """`find`, of an operator that has an entry for the dtype."""
+    found = find(operator, dtype, width, device)
+    if found is None:
+        raise KeyError(f"no block sizes for {operator} in {dtype}; add a line to hyena_kernels/tuned.py")
+    return found

@@ -1,0 +1,117 @@
+"""Which backend runs, and what every operator must bear on the backend of this machine: compilers, empty batches."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hyena_kernels
+from hyena_kernels import dispatch
+
+D, N = 6, 3
+WEIGHTS = {
+    "short_conv": lambda: {"w": torch.randn(D, 3), "bias": torch.randn(D)},
+    "fir_conv": lambda: {"h": torch.randn(2, 20), "skip": torch.randn(D)},
+    "modal_conv": lambda: {"log_poles": -torch.rand(D, N), "residues": torch.randn(D, N), "skip": torch.randn(D)},
+    "hyena_se": lambda: {"w": torch.randn(3 * D, 3), "h": torch.randn(2, 7)},
+    "hyena_mr": lambda: {"w": torch.randn(3 * D, 3), "h": torch.randn(2, 20), "skip": torch.randn(D)},
+    "hyena_li": lambda: {
+        "w": torch.randn(3 * D, 3),
+        "log_poles": -torch.rand(D, N),
+        "residues": torch.randn(D, N),
+        "skip": torch.randn(D),
+    },
+}
+
+
+def inputs(operator, B=2, L=30):
+    torch.manual_seed(0)
+    width = 3 * D if operator.startswith("hyena") else D
+    return torch.randn(B, L, width), WEIGHTS[operator]()
+
+
+def test_tensors_choose_their_backend(monkeypatch):
+    monkeypatch.setattr(dispatch, "forced", None)
+    assert dispatch.backend(torch.randn(1)) == "cpu"
+    monkeypatch.setattr(dispatch, "forced", "reference")
+    assert dispatch.backend(torch.randn(1)) == "reference"
+
+
+@pytest.mark.parametrize(
+    ("found", "interpreted", "dtype", "missing"),
+    [
+        (False, False, torch.float32, "the package triton"),
+        (True, False, torch.float32, "CUDA tensors"),
+        (True, True, torch.float64, "float32 or bfloat16, got float64"),
+    ],
+)
+def test_an_impossible_choice_says_what_is_missing(monkeypatch, found, interpreted, dtype, missing):
+    monkeypatch.setattr(dispatch, "forced", "triton")
+    monkeypatch.setattr(dispatch, "TRITON_FOUND", found)
+    monkeypatch.setattr(dispatch, "INTERPRETED", interpreted)
+    with pytest.raises(RuntimeError, match=missing):
+        dispatch.backend(torch.randn(1, dtype=dtype))
+
+
+def test_an_unknown_backend_is_an_error_at_import():
+    kernels = str(Path(hyena_kernels.__file__).parents[1])
+    environment = os.environ | {"HYENA_KERNELS_BACKEND": "cuda", "PYTHONPATH": kernels}
+    done = subprocess.run(
+        [sys.executable, "-c", "import hyena_kernels.dispatch"], env=environment, capture_output=True, text=True
+    )
+    assert "HYENA_KERNELS_BACKEND=cuda; choose one of reference, cpu, triton" in done.stderr
+
+
+def test_the_package_imports_without_triton():
+    kernels = str(Path(hyena_kernels.__file__).parents[1])
+    code = "import sys; sys.modules['triton'] = None; import torch, hyena_kernels as k; print(k.fir_conv(torch.ones(1, 2, 1), torch.ones(1, 2))[0].tolist())"  # noqa: E501
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": kernels}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "[[[1.0], [2.0]]]", done.stderr
+
+
+@pytest.mark.parametrize("operator", WEIGHTS)
+def test_the_reference_backend_gives_the_same(monkeypatch, operator):
+    x, weights = inputs(operator)
+    y, _ = getattr(hyena_kernels, operator)(x, **weights)
+    monkeypatch.setattr(dispatch, "forced", "reference")
+    expected, _ = getattr(hyena_kernels, operator)(x, **weights)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("operator", WEIGHTS)
+def test_an_empty_batch(operator):
+    x, weights = inputs(operator, B=0)
+    y, _ = getattr(hyena_kernels, operator)(x.requires_grad_(), **weights)
+    assert y.shape == (0, 30, D)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("operator", WEIGHTS)
+def test_compiled_without_a_graph_break(operator):
+    x, weights = inputs(operator)
+    leaves = [x.requires_grad_(), *(weight.requires_grad_() for weight in weights.values())]
+
+    def loss(x):
+        return getattr(hyena_kernels, operator)(x, **weights)[0].square().sum()
+
+    expected = torch.autograd.grad(loss(x), leaves)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for grad, ref in zip(torch.autograd.grad(compiled(x), leaves), expected, strict=True):
+        torch.testing.assert_close(grad, ref)
+
+
+@pytest.mark.parametrize("operator", ["hyena_se", "hyena_mr", "hyena_li"])
+def test_a_step_is_one_token_of_the_core(operator):
+    u, weights = inputs(operator)
+    whole, final = getattr(hyena_kernels, operator)(u, **weights)
+    _, state = getattr(hyena_kernels, operator)(u[:, :-1], **weights)
+    y, state = getattr(hyena_kernels, operator + "_step")(u[:, -1], **weights, state=state)
+    torch.testing.assert_close(y, whole[:, -1], rtol=1e-4, atol=1e-4)
+    for new, ref in zip(state, final, strict=True):
+        torch.testing.assert_close(new, ref, rtol=1e-4, atol=1e-4)
