@@ -1,6 +1,6 @@
 """Tokens/s of decoding a preset with random weights, beside what reading its weights once a step would allow.
 
-    python benchmarks/decode.py --preset 50m --batch-sizes 1 16
+python benchmarks/decode.py --preset 50m --batch-sizes 1 16
 """
 
 import argparse

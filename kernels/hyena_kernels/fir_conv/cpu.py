@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hyena_kernels.short_conv.cpu import next_state, taps
 
-BLOCK = 128
+BLOCK = 64
 SHORT = 16  # up to this many taps, a pass a tap beats the blocked form
 
 
@@ -35,14 +35,12 @@ def blocked(x: Tensor, h: Tensor, past: Tensor | None) -> Tensor:
         padded = F.pad(x, (0, 0, halo, n_blocks * width - L))
     else:
         padded = F.pad(torch.cat([past, x], dim=1), (0, 0, halo - (K - 1), n_blocks * width - L))
-    # (G, i, n, B * d): a group's blocks and channels lie side by side as the columns of one matrix
-    X = padded.view(B, n_halo + n_blocks, width, G, D // G)
-    X = X.permute(3, 2, 1, 0, 4).reshape(G, width, n_halo + n_blocks, B * (D // G))
+    # (G, i, n, B, d): a group's blocks and channels lie side by side as the columns of one matrix, copied once
+    X = padded.view(B, n_halo + n_blocks, width, G, D // G).permute(3, 2, 1, 0, 4).contiguous()
     T = toeplitz(h, width, halo + width)
-    Y = X.new_zeros(())
-    for j in range(n_halo + 1):
-        factor, inputs = T[:, :, j * width : (j + 1) * width], X[:, :, j : j + n_blocks].flatten(2)
-        Y = torch.bmm(factor, inputs) if j == 0 else torch.baddbmm(Y, factor, inputs)
+    Y = torch.bmm(T[:, :, :width], X[:, :, :n_blocks].flatten(2))
+    for j in range(1, n_halo + 1):
+        Y.baddbmm_(T[:, :, j * width : (j + 1) * width], X[:, :, j : j + n_blocks].flatten(2))
     y = Y.view(G, width, n_blocks, B, D // G).permute(3, 2, 1, 0, 4).reshape(B, n_blocks * width, D)
     return y[:, :L]
 

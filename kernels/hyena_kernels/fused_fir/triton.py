@@ -167,12 +167,13 @@ def input_gradient_kernel(
         if HAS_DNEW:
             at = (row - keep) * D + c[None, :]
             dp += tl.load(dnew + at, mask=inside & (row >= keep) & (row > -K), other=0.0).to(tl.float32)
-        if (n >= 0) & (step >= M - 1):
-            at = rel * (3 * D) + c[None, :]
-            x1 = featurized(u, w, bias, featurizer_past, rel, row, D + c, live, L, 3 * D, W, HAS_BIAS, HAS_STATE)
-            tl.store(df + at + 2 * D, dp * x1, mask=inside)
-            v = featurized(u, w, bias, featurizer_past, rel, row, 2 * D + c, live, L, 3 * D, W, HAS_BIAS, HAS_STATE)  # fmt: skip  # noqa: E501
-            tl.store(df + at + D, dp * v, mask=inside)
+        if n >= 0:  # noqa: SIM102 - older interpreters know neither `and` nor `&` of two such conditions
+            if step >= M - 1:
+                at = rel * (3 * D) + c[None, :]
+                x1 = featurized(u, w, bias, featurizer_past, rel, row, D + c, live, L, 3 * D, W, HAS_BIAS, HAS_STATE)
+                tl.store(df + at + 2 * D, dp * x1, mask=inside)
+                v = featurized(u, w, bias, featurizer_past, rel, row, 2 * D + c, live, L, 3 * D, W, HAS_BIAS, HAS_STATE)
+                tl.store(df + at + D, dp * v, mask=inside)
         if HAS_STATE:  # noqa: SIM102 - a flag of the compiler's, a value of the kernel's
             if n < 0:
                 at = (row + (K - 1)) * D + c[None, :]
