@@ -52,7 +52,10 @@ def fir_conv(x: Tensor, h: Tensor, *, skip: Tensor | None = None, state: Tensor 
     if L == 1:
         window = u if K == 1 else torch.cat([next_state(u[:, :0], past, K - 1), u], dim=1)
         y = torch.einsum("bkgd,gk->bgd", window.reshape(B, K, G, D // G), h.flip(1)).reshape(B, 1, D)
-    elif K <= SHORT:
+        if skip is not None:
+            y = torch.addcmul(y, u, skip.to(acc))
+        return y.to(x.dtype), window[:, 1:].to(x.dtype)
+    if K <= SHORT:
         y = taps(u, h.repeat_interleave(D // G, dim=0), past)
     else:
         y = blocked(u, h, past)
