@@ -96,6 +96,6 @@ def test_compiles_in_every_tuned_configuration(capability, dtype, with_state):
 @pytest.mark.slow
 @pytest.mark.parametrize(("D", "G"), [(1920, 128), (640, 64), (128, 16), (256, 1), (64, 64)])
 def test_compiles_for_groups_of_other_widths(D, G):
-    """15, 10, 8, 256 and 1 channels a group: with odd widths loads are not vectors, and some of their addresses spill."""
+    """15, 10, 8, 256 and 1 channels a group: with odd widths loads are not vectors, and some addresses spill."""
     for launch in (launch_blocked, launch_fused):
         check(90, launch, D, G, torch.bfloat16, False, spills=(D // G) % 2 == 1)
