@@ -55,10 +55,7 @@ def fir_conv(x: Tensor, h: Tensor, *, skip: Tensor | None = None, state: Tensor 
         if skip is not None:
             y = torch.addcmul(y, u, skip.to(acc))
         return y.to(x.dtype), window[:, 1:].to(x.dtype)
-    if K <= SHORT:
-        y = taps(u, h.repeat_interleave(D // G, dim=0), past)
-    else:
-        y = blocked(u, h, past)
+    y = taps(u, h.repeat_interleave(D // G, dim=0), past) if K <= SHORT else blocked(u, h, past)
     if skip is not None:
         y = torch.addcmul(y, u, skip.to(acc))
     return y.to(x.dtype), next_state(x, state, K - 1)
