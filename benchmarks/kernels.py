@@ -201,6 +201,17 @@ def plot(rows: list[Row], picture: Path) -> None:
     figure.savefig(picture, dpi=150)
 
 
+def machine_name(cuda: bool) -> str:
+    return torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def save(path: Path, bench: Bench, about: dict[str, object]) -> None:
+    """Write a run's rows, and what they were measured on, as JSON."""
+    about = about | {"torch": torch.__version__, "width": bench.D, "dtype": str(bench.dtype)}
+    about["copy_bytes_per_second"] = bench.bandwidth
+    path.write_text(json.dumps(about | {"rows": [asdict(r) for r in bench.rows]}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -216,15 +227,13 @@ def main() -> None:
     width = args.width or (4096 if cuda else 640)
     dtype = getattr(torch, args.dtype or ("bfloat16" if cuda else "float32"))
     bench = Bench(args.device, width, width // 16 if cuda else width // 10, dtype, args.repeats)
-    machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    machine = machine_name(cuda)
     print(f"{machine}, torch {torch.__version__}, width {width}, {dtype}, copy {bench.bandwidth / 1e9:.0f} GB/s")
     for length in args.lengths or LENGTHS[args.device]:
         bench.operators(length, backward=not args.no_backward and length <= 131072)
     print(json.dumps(ratios(bench.rows)))
     if args.json:
-        about = {"machine": machine, "torch": torch.__version__, "width": width, "dtype": str(dtype)}
-        about |= {"copy_bytes_per_second": bench.bandwidth, "ratios": ratios(bench.rows)}
-        args.json.write_text(json.dumps(about | {"rows": [asdict(r) for r in bench.rows]}, indent=1) + "\n")
+        save(args.json, bench, {"machine": machine, "ratios": ratios(bench.rows)})
     if args.plot:
         plot(bench.rows, args.plot)
 

@@ -15,13 +15,14 @@ class _Taps(torch.autograd.Function):
     def forward(ctx, x: Tensor, w: Tensor, past: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, w, past)
         L, K = x.shape[1], w.shape[1]
-        y = x * w[:, 0]
+        tap = rows(w)
+        y = x * tap[0]
         for k in range(1, min(K, L)):
-            y[:, k:].addcmul_(x[:, : L - k], w[:, k])
+            y[:, k:].addcmul_(x[:, : L - k], tap[k])
         if past is not None:
             for k in range(1, K):  # output t < k still sees input t - k of the past
                 n = min(k, L)
-                y[:, :n].addcmul_(past[:, K - 1 - k : K - 1 - k + n], w[:, k])
+                y[:, :n].addcmul_(past[:, K - 1 - k : K - 1 - k + n], tap[k])
         return y
 
     @staticmethod
@@ -29,18 +30,39 @@ class _Taps(torch.autograd.Function):
         (dy,) = grads
         x, w, past = ctx.saved_tensors
         L, K = x.shape[1], w.shape[1]
-        dx, dw = dy * w[:, 0], torch.empty_like(w)
+        tap, dw = rows(w), tap_gradients(x, dy, K)
+        dx = dy * tap[0]
         dpast = None if past is None else torch.zeros_like(past)
         for k in range(K):
-            n = max(L - k, 0)
             if 0 < k < L:
-                dx[:, :n].addcmul_(dy[:, k:], w[:, k])
-            dw[:, k] = (dy[:, k:] * x[:, :n]).sum((0, 1))
+                dx[:, : L - k].addcmul_(dy[:, k:], tap[k])
             if dpast is not None and k > 0:
                 n, first = min(k, L), K - 1 - k
-                dpast[:, first : first + n].addcmul_(dy[:, :n], w[:, k])
+                dpast[:, first : first + n].addcmul_(dy[:, :n], tap[k])
                 dw[:, k] += (dy[:, :n] * past[:, first : first + n]).sum((0, 1))
         return dx, dw, dpast
+
+
+SLAB = 2**17
+"""Numbers in a piece of a long pass: small enough to stay in the cache between two passes over it."""
+
+
+def tap_gradients(x: Tensor, dy: Tensor, K: int) -> Tensor:
+    """dw[d, k] = sum of dy[b, t, d] x[b, t - k, d]: (D, K) of x and dy (B, L, D), slab after slab."""
+    B, L, D = x.shape
+    length = max(SLAB // max(B * D, 1), 1)
+    dw = x.new_zeros(K, D)
+    for first in range(0, L, length):
+        last = min(first + length, L)
+        for k in range(min(K, last)):
+            t = max(first, k)
+            dw[k] += (dy[:, t:last] * x[:, t - k : last - k]).sum((0, 1))
+    return dw.t()
+
+
+def rows(w: Tensor) -> tuple[Tensor, ...]:
+    """The taps of w (D, K), each (D,) and contiguous: a strided operand keeps a pass from being vectorized."""
+    return w.t().contiguous().unbind(0)
 
 
 def next_state(x: Tensor, past: Tensor | None, length: int) -> Tensor:
