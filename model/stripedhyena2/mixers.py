@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hyena_kernels import CoreState, hyena_li, hyena_mr, hyena_se
-from stripedhyena2.attention import causal_attention
+from hyena_kernels import CoreState
 from stripedhyena2.config import Config
+from stripedhyena2.operators import LOCAL, Operators
 from stripedhyena2.state import AttentionState, HyenaState
 
 
 class Hyena(nn.Module):
     """out = core(x Wp) Wo + bo: the parts common to the three Hyena mixers."""
+
+    operators: Operators = LOCAL
 
     def __init__(self, c: Config):
         super().__init__()
@@ -37,7 +39,7 @@ class HyenaSE(Hyena):
         self.h = nn.Parameter(torch.empty(c.se_groups, c.se_len))
 
     def core(self, u: Tensor, state: CoreState | None) -> tuple[Tensor, CoreState]:
-        return hyena_se(u, self.featurizer, self.h, bias=self.featurizer_bias, state=state)
+        return self.operators.hyena_se(u, self.featurizer, self.h, bias=self.featurizer_bias, state=state)
 
 
 class HyenaMR(Hyena):
@@ -49,7 +51,8 @@ class HyenaMR(Hyena):
         self.skip = nn.Parameter(torch.empty(c.d_model))
 
     def core(self, u: Tensor, state: CoreState | None) -> tuple[Tensor, CoreState]:
-        return hyena_mr(u, self.featurizer, self.h, self.skip, bias=self.featurizer_bias, state=state)
+        filters = self.h, self.skip
+        return self.operators.hyena_mr(u, self.featurizer, *filters, bias=self.featurizer_bias, state=state)
 
 
 class HyenaLI(Hyena):
@@ -62,8 +65,8 @@ class HyenaLI(Hyena):
         self.skip = nn.Parameter(torch.empty(c.d_model))
 
     def core(self, u: Tensor, state: CoreState | None) -> tuple[Tensor, CoreState]:
-        poles, residues = self.log_poles, self.residues
-        return hyena_li(u, self.featurizer, poles, residues, self.skip, bias=self.featurizer_bias, state=state)
+        filters = self.log_poles, self.residues, self.skip
+        return self.operators.hyena_li(u, self.featurizer, *filters, bias=self.featurizer_bias, state=state)
 
 
 def rotary_frequencies(base: float, head_dim: int, device: torch.device | None = None) -> Tensor:
@@ -74,19 +77,19 @@ def rotary_frequencies(base: float, head_dim: int, device: torch.device | None =
 class Attention(nn.Module):
     """Causal multi-head attention with rotary positions (half-split form, angles in float32)."""
 
+    operators: Operators = LOCAL
+
     def __init__(self, c: Config):
         super().__init__()
         self.n_heads, self.base, self.scale = c.n_heads, c.rotary_base, c.rotary_scale
         self.qkv_proj = nn.Linear(c.d_model, 3 * c.d_model, bias=c.proj_bias)
         self.out_proj = nn.Linear(c.d_model, c.d_model, bias=c.attention_out_bias)
 
-    def rotate(self, x: Tensor, first: int, starts: Tensor | None) -> Tensor:
-        """Rotary embedding of x (B, L, n, heads, head size), at columns first, first + 1, ... of rows that begin at
-        the columns `starts` (B,) (None: all at 0)."""
+    def rotate(self, x: Tensor, columns: Tensor, starts: Tensor | None) -> Tensor:
+        """Rotary embedding of x (B, L, n, heads, head size), at `columns` (L,) of rows that begin at the columns
+        `starts` (B,) (None: all at 0)."""
         frequencies = rotary_frequencies(self.base, x.shape[-1], x.device)
-        positions = torch.arange(first, first + x.shape[1], device=x.device)[None]
-        if starts is not None:
-            positions = positions - starts[:, None]
+        positions = columns[None] if starts is None else columns - starts[:, None]
         angles = (positions[..., None] / self.scale * frequencies)[:, :, None, None, :]
         acc = torch.promote_types(x.dtype, torch.float32)
         cos, sin = angles.cos().to(acc), angles.sin().to(acc)
@@ -97,12 +100,10 @@ class Attention(nn.Module):
         B, L, D = x.shape
         past, starts = (0, None) if state is None else (state.length, state.starts)
         qkv = self.qkv_proj(x).view(B, L, 3, self.n_heads, D // self.n_heads)
-        qk = self.rotate(qkv[:, :, :2], past, starts)
+        qk = self.rotate(qkv[:, :, :2], self.operators.positions(past, L, x.device), starts)
         kv = torch.stack([qk[:, :, 1], qkv[:, :, 2]], dim=2)
-        state = AttentionState.of(kv) if state is None else state.append(kv)
-        q, k, v = (t.transpose(1, 2) for t in (qk[:, :, 0], *state.kv.unbind(2)))
-        y = causal_attention(q, k, v, starts)
-        return self.out_proj(y.transpose(1, 2).reshape(B, L, D)), state
+        y, state = self.operators.attention(qk[:, :, 0], kv, state)
+        return self.out_proj(y.reshape(B, L, D)), state
 
 
 MIXERS: dict[str, type[Hyena | Attention]] = {"S": HyenaSE, "D": HyenaMR, "H": HyenaLI, "*": Attention}

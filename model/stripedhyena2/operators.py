@@ -1,0 +1,38 @@
+"""The sequence operators that mixers call: the one place where a token meets those before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyena_kernels import hyena_li, hyena_mr, hyena_se
+from stripedhyena2.attention import causal_attention
+from stripedhyena2.state import AttentionState
+
+
+class Operators:
+    """Operators on whole sequences: nothing but calls of the kernels.
+
+    A mixer calls them through its attribute `operators`, so that `stripedhyena2.parallel` can put operators in their
+    place which do the same for sequences that are split over processes.
+    """
+
+    hyena_se = staticmethod(hyena_se)
+    hyena_mr = staticmethod(hyena_mr)
+    hyena_li = staticmethod(hyena_li)
+
+    def positions(self, first: int, length: int, device: torch.device) -> Tensor:
+        """Columns (L,) at which the next `length` tokens stand, when `first` came before."""
+        return torch.arange(first, first + length, device=device)
+
+    def attention(self, q: Tensor, kv: Tensor, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
+        """Causal attention of q (B, L, heads, head size), with the keys and values kv (B, L, 2, heads, head size) of
+        the same tokens and those in `state` before them: the outputs, shaped as q, and the state after them."""
+        starts = None if state is None else state.starts
+        state = AttentionState.of(kv) if state is None else state.append(kv)
+        k, v = state.kv.unbind(2)
+        y = causal_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), starts)
+        return y.transpose(1, 2), state
+
+
+LOCAL = Operators()
