@@ -1,0 +1,7 @@
+"""Context parallelism: sequences split over the ranks of a torch.distributed group, for training and inference."""
+
+from stripedhyena2.parallel.context import ContextParallel, install, parallelize
+from stripedhyena2.parallel.layout import KINDS, Layout
+from stripedhyena2.parallel.operators import SplitOperators, Strategies
+
+__all__ = ["KINDS", "ContextParallel", "Layout", "SplitOperators", "Strategies", "install", "parallelize"]

@@ -1,0 +1,151 @@
+"""Hyena-LI over the ranks of a group.
+
+`state`: each shard runs from zero state, ends with the modal state e_j (D, N), and only these travel, in a scan by
+doubling with factors a^S, S the length of a shard: the shard's start state is s_j = e_{j-1} + a^S s_{j-1}, and it adds
+sum_n R_n a_n^(t+1) s_j to the shard's outputs. What travels does not depend on S.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyena_kernels import CoreState, modal_conv
+from stripedhyena2.parallel.channels import by_channel
+from stripedhyena2.parallel.fft import split_fft_conv
+from stripedhyena2.parallel.fir import featurize
+from stripedhyena2.parallel.shards import Shards
+from stripedhyena2.parallel.shares import Channels, Last
+
+STRATEGIES = ("state", "p2p-fft", "a2a-pipelined", "a2a")
+
+BLOCK = 128
+"""Powers of the poles are made for this many steps, and for as many blocks as a shard has."""
+
+
+def modal_core(
+    strategy: str,
+    shards: Shards,
+    u: Tensor,
+    w: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor,
+    bias: Tensor | None,
+    state: CoreState | None,
+) -> tuple[Tensor, tuple[Last, Last | Channels]]:
+    """`hyena_li` of a sequence that is split over ranks.
+
+    Args:
+        strategy: one of STRATEGIES; p2p-fft needs a power of two of shards.
+        u: this rank's part (B, n * S, 3D), S >= W - 1 for W taps of the featurizer.
+        state: the whole state before the sequence, the same on all ranks, or None.
+
+    Returns:
+        this rank's part of the outputs (B, n * S, D), and its share of the state.
+    """
+    rows = shards.rows(u)
+    if rows.shape[1] < w.shape[1] - 1:
+        raise ValueError(f"shards of {rows.shape[1]} tokens are shorter than what the featurizer reaches back")
+    x2, p, featurizer = featurize(shards, rows, w, bias, state)
+    acc = torch.promote_types(u.dtype, torch.float32)
+    log_poles, residues, skip = log_poles.to(acc), residues.to(acc), skip.to(acc)
+    before = None if state is None else state[1].to(acc)
+    conv: Last | Channels
+    if strategy == "state":
+        y, conv = _by_state(shards, p, log_poles, residues, skip, before)
+    elif strategy == "p2p-fft":
+        y, conv = _by_fft(shards, p, log_poles, residues, skip, before)
+    else:
+        y, conv = _by_channel(strategy, shards, p, log_poles, residues, skip, before)
+    return shards.unrows(x2 * y), (featurizer, conv)
+
+
+def start_states(shards: Shards, ends: Tensor, log_poles: Tensor, S: int, before: Tensor | None) -> Tensor:
+    """The state (R, D, N) before each shard, from what each shard of S tokens alone ends with, ends (R, D, N)."""
+    starts, distance = shards.shift(ends, 1), 1
+    # nothing precedes the first shard, so one less is to be summed up
+    while distance < shards.layout.n_shards - 1:
+        starts = starts + torch.exp(log_poles * (distance * S)) * shards.shift(starts, distance)
+        distance *= 2
+    if before is None:
+        return starts
+    return starts + torch.exp(log_poles * _firsts(shards, S, before)) * before.repeat_interleave(
+        shards.layout.per_rank, dim=0
+    )
+
+
+def _firsts(shards: Shards, S: int, like: Tensor) -> Tensor:
+    """The position of the first token of every row (R, 1, 1), for as many sequences as `like` has."""
+    firsts = torch.tensor(shards.layout.shards, device=like.device, dtype=like.dtype) * S
+    return firsts.repeat(like.shape[0])[:, None, None]
+
+
+def decay(first: Tensor, log_poles: Tensor, residues: Tensor, length: int) -> Tensor:
+    """y_t = sum_n residues_n exp(log_poles_n)^t first_n, t = 0 .. length - 1: first (R, D, N) -> (R, length, D)."""
+    (R, D, N), blocks = first.shape, -(-length // BLOCK)
+    steps = torch.arange(max(BLOCK, blocks), device=first.device, dtype=first.dtype)
+    within = residues[:, :, None] * torch.exp(log_poles[:, :, None] * steps[:BLOCK])  # (D, N, BLOCK)
+    to_block = torch.exp(log_poles[:, None] * (BLOCK * steps[:blocks, None]))  # (D, blocks, N)
+    starts = first.transpose(0, 1)[:, :, None] * to_block[:, None]
+    y = torch.bmm(starts.reshape(D, R * blocks, N), within).view(D, R, blocks * BLOCK)
+    return y[:, :, :length].permute(1, 2, 0)
+
+
+def end_states(p: Tensor, log_poles: Tensor) -> Tensor:
+    """The modal state (R, D, N) that inputs p (R, S, D) leave behind, from zero state: the transpose of `decay`."""
+    (R, S, D), blocks = p.shape, -(-p.shape[1] // BLOCK)
+    steps = torch.arange(max(BLOCK, blocks), device=p.device, dtype=log_poles.dtype)
+    within = torch.exp(log_poles[:, None] * steps[:BLOCK, None])  # (D, BLOCK, N), by steps from the end
+    to_block = torch.exp(log_poles[:, None] * (BLOCK * steps[:blocks, None]))
+    backwards = torch.nn.functional.pad(p.to(log_poles.dtype).flip(1), (0, 0, 0, blocks * BLOCK - S))
+    ends = torch.bmm(backwards.permute(2, 0, 1).reshape(D, R * blocks, BLOCK), within)
+    return (ends.unflatten(1, (R, blocks)) * to_block[:, None]).sum(2).transpose(0, 1)
+
+
+def _by_state(
+    shards: Shards, p: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor, before: Tensor | None
+) -> tuple[Tensor, Last]:
+    S = p.shape[1]
+    y, ends = modal_conv(p, log_poles, residues, skip=skip)
+    starts = start_states(shards, ends, log_poles, S, before)
+    y = y + decay(log_poles.exp() * starts, log_poles, residues, S).to(y.dtype)
+    return y, Last(ends + torch.exp(log_poles * S) * starts)
+
+
+def _by_fft(
+    shards: Shards, p: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor, before: Tensor | None
+) -> tuple[Tensor, Last]:
+    S, n = p.shape[1], shards.layout.per_rank
+    first = torch.exp(log_poles * _firsts(shards, S, log_poles[:1]))  # (n, D, N): a^(first position)
+    h = decay(first, log_poles, residues, S)
+    y = shards.rows(split_fft_conv(shards, shards.unrows(p).to(h.dtype), h.flatten(0, 1)))
+    y = torch.addcmul(y, p.to(h.dtype), skip)
+    if before is not None:
+        begun = (first[None] * (log_poles.exp() * before)[:, None]).flatten(0, 1)
+        y = y + decay(begun, log_poles, residues, S)
+    ends = end_states(p, log_poles)
+    starts = start_states(shards, ends, log_poles, S, before)
+    return y.to(p.dtype), Last(ends + torch.exp(log_poles * S) * starts)
+
+
+def _by_channel(
+    strategy: str,
+    shards: Shards,
+    p: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor,
+    before: Tensor | None,
+) -> tuple[Tensor, Channels]:
+    finals = []
+
+    def conv(x: Tensor, own: slice) -> Tensor:
+        past = None if before is None else before[:, own]
+        y, final = modal_conv(x, log_poles[own], residues[own], skip=skip[own], state=past)
+        finals.append(final)
+        return y
+
+    pipelined = strategy == "a2a-pipelined"
+    y = by_channel(shards, shards.unrows(p), conv, groups=p.shape[2], pipelined=pipelined)
+    return shards.rows(y), Channels(torch.cat(finals, dim=1))

@@ -1,0 +1,73 @@
+"""The operators that a mixer calls when its sequence is split over ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyena_kernels import CoreState
+from stripedhyena2.operators import Operators
+from stripedhyena2.parallel import attention, fir, modal
+from stripedhyena2.parallel.shards import Shards
+from stripedhyena2.state import AttentionState
+
+
+@dataclass(frozen=True)
+class Strategies:
+    """How each kind of operator gets what stands before a shard; the defaults send the least."""
+
+    fir: str = "p2p-overlap"
+    li: str = "state"
+    attention: str = "ring"
+
+    def __post_init__(self) -> None:
+        for kind, known in (("fir", fir.STRATEGIES), ("li", modal.STRATEGIES), ("attention", attention.STRATEGIES)):
+            if getattr(self, kind) not in known:
+                raise ValueError(f"unknown strategy {getattr(self, kind)!r} of {kind}; choose one of {', '.join(known)}")
+
+
+class SplitOperators(Operators):
+    """`Operators` on this rank's part of a sequence. They take the whole state before the sequence, the same on all
+    ranks, and return this rank's share of the state after it."""
+
+    def __init__(self, shards: Shards, strategies: Strategies):
+        self.shards, self.strategies = shards, strategies
+
+    def hyena_se(  # type: ignore[override]
+        self, u: Tensor, w: Tensor, h: Tensor, *, bias: Tensor | None = None, state: CoreState | None = None
+    ) -> tuple[Tensor, Any]:
+        return fir.fir_core(self.strategies.fir, self.shards, u, w, h, None, bias, state)
+
+    def hyena_mr(  # type: ignore[override]
+        self,
+        u: Tensor,
+        w: Tensor,
+        h: Tensor,
+        skip: Tensor,
+        *,
+        bias: Tensor | None = None,
+        state: CoreState | None = None,
+    ) -> tuple[Tensor, Any]:
+        return fir.fir_core(self.strategies.fir, self.shards, u, w, h, skip, bias, state)
+
+    def hyena_li(  # type: ignore[override]
+        self,
+        u: Tensor,
+        w: Tensor,
+        log_poles: Tensor,
+        residues: Tensor,
+        skip: Tensor,
+        *,
+        bias: Tensor | None = None,
+        state: CoreState | None = None,
+    ) -> tuple[Tensor, Any]:
+        return modal.modal_core(self.strategies.li, self.shards, u, w, log_poles, residues, skip, bias, state)
+
+    def positions(self, first: int, length: int, device: torch.device) -> Tensor:
+        return first + self.shards.layout.positions(length, device)
+
+    def attention(self, q: Tensor, kv: Tensor, state: AttentionState | None) -> tuple[Tensor, Any]:
+        return attention.split_attention(self.strategies.attention, self.shards, q, kv, state)
