@@ -86,7 +86,7 @@ def _pre_gated(u: Tensor) -> tuple[Tensor, Tensor]:
 def featurize(
     shards: Shards, rows: Tensor, w: Tensor, bias: Tensor | None, state: CoreState | None
 ) -> tuple[Tensor, Tensor, Last]:
-    """The gate x2 and the pre-gated product x1 * v of every shard (R, S, D), and the share of the featurizer's state."""
+    """The gate x2, the pre-gated product x1 * v of every shard (R, S, D), and the share of the featurizer's state."""
     (_, S, width), W = rows.shape, w.shape[1]
     journey = start_halo(shards, [rows[:, S - (W - 1) :]])
     (halo,) = end_halo(shards, journey, None if state is None else state[:1], [(W - 1) * width])

@@ -70,15 +70,13 @@ def start_states(shards: Shards, ends: Tensor, log_poles: Tensor, S: int, before
         distance *= 2
     if before is None:
         return starts
-    return starts + torch.exp(log_poles * _firsts(shards, S, before)) * before.repeat_interleave(
-        shards.layout.per_rank, dim=0
-    )
+    since = torch.exp(log_poles * _firsts(shards, S, log_poles)).unsqueeze(0)
+    return starts + (since * before.unsqueeze(1)).flatten(0, 1)
 
 
 def _firsts(shards: Shards, S: int, like: Tensor) -> Tensor:
-    """The position of the first token of every row (R, 1, 1), for as many sequences as `like` has."""
-    firsts = torch.tensor(shards.layout.shards, device=like.device, dtype=like.dtype) * S
-    return firsts.repeat(like.shape[0])[:, None, None]
+    """The position of the first token of each of this rank's shards (n, 1, 1)."""
+    return torch.tensor(shards.layout.shards, device=like.device, dtype=like.dtype)[:, None, None] * S
 
 
 def decay(first: Tensor, log_poles: Tensor, residues: Tensor, length: int) -> Tensor:
@@ -116,8 +114,8 @@ def _by_state(
 def _by_fft(
     shards: Shards, p: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor, before: Tensor | None
 ) -> tuple[Tensor, Last]:
-    S, n = p.shape[1], shards.layout.per_rank
-    first = torch.exp(log_poles * _firsts(shards, S, log_poles[:1]))  # (n, D, N): a^(first position)
+    S = p.shape[1]
+    first = torch.exp(log_poles * _firsts(shards, S, log_poles))  # (n, D, N)
     h = decay(first, log_poles, residues, S)
     y = shards.rows(split_fft_conv(shards, shards.unrows(p).to(h.dtype), h.flatten(0, 1)))
     y = torch.addcmul(y, p.to(h.dtype), skip)

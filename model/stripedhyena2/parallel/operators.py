@@ -26,7 +26,9 @@ class Strategies:
     def __post_init__(self) -> None:
         for kind, known in (("fir", fir.STRATEGIES), ("li", modal.STRATEGIES), ("attention", attention.STRATEGIES)):
             if getattr(self, kind) not in known:
-                raise ValueError(f"unknown strategy {getattr(self, kind)!r} of {kind}; choose one of {', '.join(known)}")
+                raise ValueError(
+                    f"unknown strategy {getattr(self, kind)!r} of {kind}; choose one of {', '.join(known)}"
+                )
 
 
 class SplitOperators(Operators):
