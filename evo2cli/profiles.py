@@ -6,15 +6,17 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from evo2cli.io.outputs import open_output
-from evo2cli.io.tokens import reverse_complement
+from evo2cli.io.tokens import PAD, reverse_complement
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.parallel import SplitModel
 
 CHUNK = 4096
 
@@ -46,11 +48,11 @@ def profile(model: StripedHyena2, tokens: bytes, strand: str = "+", chunk: int =
     Memory does not grow with the sequence but for these results and attention's keys and values: `chunk` tokens are run
     at a time. The first base a strand reads has no probability there; `both` gives it the other strand's.
     """
-    profiles = []
+    profiles, read = [], _read_split if isinstance(model, SplitModel) else _read
     if strand in ("+", "both"):
-        profiles.append(_read(model, tokens, chunk))
+        profiles.append(read(model, tokens, chunk))
     if strand in ("-", "both"):
-        other = _read(model, reverse_complement(tokens), chunk)
+        other = read(model, reverse_complement(tokens), chunk)
         profiles.append(Profile(other.logprobs[::-1], other.entropy[::-1]))
     if len(profiles) == 1:
         return profiles[0]
@@ -70,11 +72,27 @@ def _read(model: StripedHyena2, tokens: bytes, chunk: int) -> Profile:
     for start in range(0, len(tokens) - 1, chunk):
         piece = ids[start : start + chunk + 1].to(device).long()[None]
         logits, state = model.extend(piece[:, :-1], state)
-        scores = F.log_softmax(logits[0], dim=-1)
         targets = slice(start + 1, start + piece.shape[1])
-        logprobs[targets] = scores.gather(1, piece[0, 1:, None]).squeeze(1).cpu()
-        entropy[targets] = -(scores.exp() * scores).sum(-1).cpu()
+        logprobs[targets], entropy[targets] = _scores(logits, piece[:, 1:])[0].cpu().unbind(-1)
     return Profile(logprobs, entropy)
+
+
+@torch.inference_mode()
+def _read_split(model: Any, tokens: bytes, chunk: int) -> Profile:
+    """With a SplitModel, all of a sequence at once, each process its part: none has the keys and values of it all."""
+    if len(tokens) < 2:
+        return _read(model, tokens, chunk)
+    device = next(model.parameters()).device
+    ids = torch.frombuffer(bytearray(tokens), dtype=torch.uint8)[None].to(device).long()
+    scores = model.of_targets(ids, PAD, _scores)[0].cpu().numpy()
+    return Profile(*np.insert(scores, 0, np.nan, axis=0).T)
+
+
+def _scores(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target and entropy of its prediction (B, L, 2): logits (B, L, V), targets (B, L)."""
+    logprobs = F.log_softmax(logits, dim=-1)
+    own = logprobs.gather(2, targets.unsqueeze(2)).squeeze(2)
+    return torch.stack([own, -(logprobs.exp() * logprobs).sum(-1)], dim=-1).float()
 
 
 class Track:

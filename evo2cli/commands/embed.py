@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from evo2cli.commands.options import Debug, Device, Dtype, Model, ModelConfig, Precision, Quiet, Threads, Verbose
+from evo2cli.commands.options import (
+    Debug,
+    Device,
+    Dtype,
+    Model,
+    ModelConfig,
+    Precision,
+    Processes,
+    Quiet,
+    Threads,
+    Verbose,
+)
 from evo2cli.messages import log, progress_bar
 
 
@@ -61,6 +72,7 @@ def embed(
     model_config: ModelConfig = None,
     device: Device = "auto",
     dtype: Precision = Dtype.auto,
+    cp: Processes = 1,
     threads: Threads = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -86,50 +98,55 @@ def embed(
     from evo2cli.errors import UsageError
     from evo2cli.io.embeddings import check_name, open_embeddings
     from evo2cli.models import open_model
+    from evo2cli.processes import together, written_once
     from evo2cli.provenance import provenance
 
     check_name(output)
     if threads:
         torch.set_num_threads(threads)
-    net = open_model(model, config=model_config, device=device, dtype=dtype.value)
-    layers = list({found.name: found for found in find_layers(net, layer)}.values())
-    window = net.config.context if window is None else window
-    overlap = window // 4 if overlap is None else overlap
-    if window and overlap >= window:
-        raise UsageError(f"--overlap {overlap} must be less than --window {window}")
+    with together(cp, sequences) as processes, written_once(processes, output) as file:
+        net = open_model(model, config=model_config, device=processes.device(device), dtype=dtype.value)
+        net = processes.split(net)
+        layers = list({found.name: found for found in find_layers(net, layer)}.values())
+        window = net.config.context if window is None else window
+        overlap = window // 4 if overlap is None else overlap
+        if cp > 1:  # a window is split over the processes, which would have to share their states to go on
+            chunk = max(chunk * cp, window)
+        if window and overlap >= window:
+            raise UsageError(f"--overlap {overlap} must be less than --window {window}")
 
-    names: list[str] = []
-    lengths: list[int] = []
+        names: list[str] = []
+        lengths: list[int] = []
 
-    def tokens() -> Iterator[bytes]:
-        for name, sequence in _records(sequences, bed):
-            if not sequence:
-                log.warning(f"{name} has no bases: {'it has no rows' if pool is Pool.none else 'its row is NaN'}")
-            names.append(name)
-            lengths.append(len(sequence))
-            yield sequence
+        def tokens() -> Iterator[bytes]:
+            for name, sequence in _records(sequences, bed):
+                if not sequence:
+                    log.warning(f"{name} has no bases: {'it has no rows' if pool is Pool.none else 'its row is NaN'}")
+                names.append(name)
+                lengths.append(len(sequence))
+                yield sequence
 
-    facts = {"layers": ",".join(found.name for found in layers), "pool": pool.value, "window": window}
-    weights: Any = net.source
-    about = provenance(model=weights.name, checksum=f"sha256:{weights.checksum}", **facts, overlap=overlap)
-    widths = {found.name: found.width for found in layers}
-    start = time.perf_counter()
-    with (
-        open_embeddings(
-            output, widths, dtype=dtype_out.value, per_position=pool is Pool.none, provenance=about
-        ) as writer,
-        progress_bar("embedding", beside=output) as advance,
-    ):
-        pieces = pieces_of(net, tokens(), layers, window=window, overlap=overlap, chunk=chunk)
-        for number, group in groupby(pieces, key=itemgetter(0)):
-            rows = (piece for _, piece in group)
-            kept = rows if pool is Pool.none else [pooled(rows, pool.value, layers)]
-            writer.add(names[number], lengths[number], kept)
-            advance(None, f"{number + 1:,} sequences")
-    if not names:
-        log.warning(f"{bed or sequences} has no {'regions' if bed else 'records'}")
-    seconds = time.perf_counter() - start
-    log.info(f"{len(names):,} sequences, {sum(lengths):,} bases in {seconds:.1f} s")
+        facts = {"layers": ",".join(found.name for found in layers), "pool": pool.value, "window": window}
+        weights: Any = net.source
+        about = provenance(model=weights.name, checksum=f"sha256:{weights.checksum}", **facts, overlap=overlap)
+        widths = {found.name: found.width for found in layers}
+        start = time.perf_counter()
+        with (
+            open_embeddings(
+                file, widths, dtype=dtype_out.value, per_position=pool is Pool.none, provenance=about
+            ) as writer,
+            progress_bar("embedding", beside=output) as advance,
+        ):
+            pieces = pieces_of(net, tokens(), layers, window=window, overlap=overlap, chunk=chunk)
+            for number, group in groupby(pieces, key=itemgetter(0)):
+                rows = (piece for _, piece in group)
+                kept = rows if pool is Pool.none else [pooled(rows, pool.value, layers)]
+                writer.add(names[number], lengths[number], kept)
+                advance(None, f"{number + 1:,} sequences")
+        if not names:
+            log.warning(f"{bed or sequences} has no {'regions' if bed else 'records'}")
+        seconds = time.perf_counter() - start
+        log.info(f"{len(names):,} sequences, {sum(lengths):,} bases in {seconds:.1f} s")
 
 
 def _records(sequences: str, bed: str | None) -> Iterator[tuple[str, bytes]]:

@@ -35,6 +35,9 @@ ModelConfig = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[Dtype, typer.Option("--dtype", help="Precision of the dense weights.")]
+Processes = Annotated[
+    int, typer.Option("--cp", metavar="N", min=1, help="Split each sequence over N processes, which torchrun starts.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads.", show_default="all")]
 Quiet = Annotated[
     bool, typer.Option("-q", "--quiet", help="Say nothing but warnings and errors.", callback=_level(logging.WARNING))

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evo2cli.commands.options import Debug, Device, Dtype, Model, ModelConfig, Precision, Quiet, Threads, Verbose
+from evo2cli.commands.options import (
+    Debug,
+    Device,
+    Dtype,
+    Model,
+    ModelConfig,
+    Precision,
+    Processes,
+    Quiet,
+    Threads,
+    Verbose,
+)
 from evo2cli.messages import log, progress_bar
 
 if TYPE_CHECKING:
@@ -36,6 +47,7 @@ def score(
     model_config: ModelConfig = None,
     device: Device = "auto",
     dtype: Precision = Dtype.auto,
+    cp: Processes = 1,
     threads: Threads = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -52,19 +64,24 @@ def score(
     from evo2cli.io.outputs import open_output
     from evo2cli.io.sequences import read_fasta
     from evo2cli.models import open_model
+    from evo2cli.processes import together, written_once
     from evo2cli.profiles import open_track, profile
 
     if per_position is not None and Path(per_position).suffix not in (".bedgraph", ".npz"):
         raise UsageError(f"--per-position {per_position}: the name must end in .bedgraph or .npz")
     if threads:
         torch.set_num_threads(threads)
-    net = open_model(model, config=model_config, device=device, dtype=dtype.value)
     n, seen = 0, set()
     with (
-        open_output(output) as out,
-        open_track(per_position) as track,
+        together(cp, sequences) as processes,
+        written_once(processes, output) as table,
+        written_once(processes, per_position) as bases,
+        open_output(table) as out,
+        open_track(bases) as track,
         progress_bar("scoring", beside=output) as advance,
     ):
+        net = open_model(model, config=model_config, device=processes.device(device), dtype=dtype.value)
+        net = processes.split(net)
         out.write(b"name\tlength\tlog_likelihood\tmean_log_likelihood\tperplexity\tbits_per_base\n")
         for record in read_fasta(sequences):
             if record.name in seen:
