@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,7 +108,7 @@ def joined(mend: Callable[[], str], timeout: datetime.timedelta = TIMEOUT) -> It
             raise
         gone = _silent(store, rank, size)
         who = f"process {', '.join(map(str, gone))} of {size} is gone" if gone else "the connection is gone"
-        raise UserError(f"{who} (process {rank} found: {str(error).splitlines()[0]}); {mend()}") from error
+        raise UserError(f"{who} (process {rank} found: {_gist(error)}); {mend()}") from error
     finally:
         dist.destroy_process_group()
 
@@ -117,6 +118,11 @@ def _lost_contact(error: RuntimeError) -> bool:
 
     # gloo raises plain RuntimeErrors, which tell only in their text where they come from
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+def _gist(error: RuntimeError) -> str:
+    """The first sentence of an error, without the place in the source that gloo and NCCL put before it."""
+    return re.sub(r"^(\[[^\]]*\]:? *)+", "", str(error)).splitlines()[0].split(". ")[0]
 
 
 def _silent(store: Store, rank: int, size: int) -> list[int]:

@@ -1,0 +1,102 @@
+"""The command line under torchrun, and what is left of a group when one of its processes dies."""
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+
+import pytest
+from test_whole_sequences import sequence
+
+from evo2cli.app import main
+from evo2cli.errors import UsageError
+from evo2cli.processes import together
+
+
+def torchrun(n, *args):
+    """`evo2 ARGS` by n processes; the completed process."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, "-m", "evo2cli", *map(str, args)], env=environment, capture_output=True, timeout=300
+    )
+
+
+def test_score_is_the_same_over_two_processes(tmp_path, capfdbinary):
+    fasta = tmp_path / "s.fa"
+    fasta.write_bytes(b">long\n" + sequence(3001) + b"\n>short\nACGTA\n>none\nA\n")
+    alone, split = tmp_path / "alone.bedgraph", tmp_path / "split.bedgraph"
+    main(["score", str(fasta), "--device", "cpu", "--per-position", str(alone)])
+    table = capfdbinary.readouterr().out
+    done = torchrun(2, "score", fasta, "--device", "cpu", "--cp", 2, "--per-position", split)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == table
+    numbers = [
+        [float(line.split(b"\t")[-1]) for line in track.read_bytes().splitlines()[1:]] for track in (alone, split)
+    ]
+    assert len(numbers[0]) == 3004
+    assert numbers[1] == pytest.approx(numbers[0], rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cp", "world", "reads", "message"),
+    [
+        (4, None, "s.fa", "--cp 4 needs as many processes, and there are 1; start it as: torchrun --nproc-per-node 4"),
+        (2, "4", "s.fa", "there are 4; give --cp 4"),
+        (2, "2", "-", "cannot be standard input; give a file"),
+    ],
+)
+def test_wrong_use_is_said_before_anything_runs(monkeypatch, cp, world, reads, message):
+    if world:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(UsageError, match=message), ExitStack() as stack:
+        stack.enter_context(together(cp, reads))
+
+
+DYING = """
+import datetime, os, signal, sys
+import torch, torch.distributed as dist
+from evo2cli import processes
+from evo2cli.app import _report
+processes.GRACE = datetime.timedelta(seconds=3)
+try:
+    with processes.joined(lambda: "start again", timeout=datetime.timedelta(seconds=60)) as here:
+        dist.barrier()
+        if here.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        x = torch.ones(1 << 16)
+        for _ in range(3):
+            dist.all_reduce(x)
+except Exception as error:
+    sys.exit(_report(error))
+"""
+
+
+def test_a_process_that_dies_ends_the_others_and_is_named():
+    with subprocess.Popen([sys.executable, "-c", STORE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as keeper:
+        port = keeper.stdout.readline().decode().strip()
+        shared = {"WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", DYING],
+                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stderr=subprocess.PIPE,
+            )
+            for rank in range(3)
+        ]
+        said = [worker.communicate(timeout=120)[1].decode() for worker in workers]
+        keeper.kill()
+    assert [worker.returncode for worker in workers] == [1, -9, 1]
+    for rank in (0, 2):
+        assert f"process 1 of 3 is gone (process {rank} found: Connection closed by peer" in said[rank]
+        assert said[rank].strip().endswith("; start again")
+
+
+STORE = """
+import sys, time
+from torch.distributed import TCPStore
+store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+print(store.port, flush=True)
+sys.stdin.read()
+"""
