@@ -89,7 +89,7 @@ def test_a_process_that_dies_ends_the_others_and_is_named():
         keeper.kill()
     assert [worker.returncode for worker in workers] == [1, -9, 1]
     for rank in (0, 2):
-        assert f"process 1 of 3 is gone (process {rank} found: Connection closed by peer" in said[rank]
+        assert f"process 1 of 3 is gone (process {rank} found: " in said[rank]
         assert said[rank].strip().endswith("; start again")
 
 
