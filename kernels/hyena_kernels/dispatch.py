@@ -9,6 +9,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 BACKENDS = ("reference", "cpu", "triton")
 TRITON_DTYPES = (torch.float32, torch.bfloat16)
@@ -43,10 +44,13 @@ def recorded(*tensors: Tensor | None) -> bool:
 
     Otherwise it may be launched directly: going through the registry costs more than decoding a token does.
     """
-    given = [t for t in tensors if t is not None]
-    if torch.compiler.is_compiling() or any(type(t) not in (Tensor, torch.nn.Parameter) for t in given):
+    if torch.compiler.is_compiling():
         return True
-    return torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    grad = torch.is_grad_enabled()
+    for t in tensors:  # a plain loop: this runs for every layer of every token
+        if t is not None and ((type(t) is not Tensor and type(t) is not Parameter) or (grad and t.requires_grad)):
+            return True
+    return False
 
 
 def _missing(x: Tensor) -> str | None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stripedhyena2.config import Config
+from stripedhyena2.linear import Linear, linear
 from stripedhyena2.mixers import MIXERS
 from stripedhyena2.state import AttentionState, HyenaState, LayerState, ModelState
 
@@ -23,9 +24,9 @@ class RMSNorm(nn.Module):
         self.scale, self.eps = nn.Parameter(torch.empty(d)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        acc = x.to(torch.promote_types(x.dtype, torch.float32))
-        rms = torch.linalg.vector_norm(acc, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
-        return (acc / (rms + self.eps)).to(x.dtype) * self.scale
+        acc = torch.promote_types(x.dtype, torch.float32)
+        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=acc) * x.shape[-1] ** -0.5
+        return (x / (rms + self.eps)).to(x.dtype) * self.scale
 
 
 class GatedMLP(nn.Module):
@@ -34,9 +35,9 @@ class GatedMLP(nn.Module):
     def __init__(self, c: Config, activation: str):
         super().__init__()
         self.activation = activation
-        self.w1 = nn.Linear(c.d_model, c.d_mlp, bias=False)
-        self.w2 = nn.Linear(c.d_model, c.d_mlp, bias=False)
-        self.w3 = nn.Linear(c.d_mlp, c.d_model, bias=False)
+        self.w1 = Linear(c.d_model, c.d_mlp, bias=False)
+        self.w2 = Linear(c.d_model, c.d_mlp, bias=False)
+        self.w3 = Linear(c.d_mlp, c.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.w1(x)
@@ -69,7 +70,7 @@ class StripedHyena2(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.eps)
-        self.unembedding = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.unembedding = None if config.tie_embeddings else Linear(config.d_model, config.vocab_size, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits (B, L, vocab), float32 or better, of whole sequences ids (B, L), L >= 1."""
@@ -122,7 +123,7 @@ class StripedHyena2(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B, L, vocab), float32 or better, of the residual stream x (B, L, D) after the last block."""
         weight = self.embedding.weight if self.unembedding is None else self.unembedding.weight
-        y = F.linear(self.norm(x), weight)
+        y = linear(self.norm(x), weight)
         return y.to(torch.promote_types(y.dtype, torch.float32))
 
     def _initial(self, letter: str, B: int) -> LayerState:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hyena_kernels import CoreState
 from stripedhyena2.config import Config
+from stripedhyena2.linear import Linear
 from stripedhyena2.operators import LOCAL, Operators
 from stripedhyena2.state import AttentionState, HyenaState
 
@@ -18,10 +19,10 @@ class Hyena(nn.Module):
 
     def __init__(self, c: Config):
         super().__init__()
-        self.in_proj = nn.Linear(c.d_model, 3 * c.d_model, bias=c.proj_bias)
+        self.in_proj = Linear(c.d_model, 3 * c.d_model, bias=c.proj_bias)
         self.featurizer = nn.Parameter(torch.empty(3 * c.d_model, c.featurizer_len))
         self.featurizer_bias = nn.Parameter(torch.empty(3 * c.d_model)) if c.featurizer_bias else None
-        self.out_proj = nn.Linear(c.d_model, c.d_model, bias=c.hyena_out_bias)
+        self.out_proj = Linear(c.d_model, c.d_model, bias=c.hyena_out_bias)
 
     def core(self, u: Tensor, state: CoreState | None) -> tuple[Tensor, CoreState]:
         raise NotImplementedError
@@ -82,8 +83,8 @@ class Attention(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
         self.n_heads, self.base, self.scale = c.n_heads, c.rotary_base, c.rotary_scale
-        self.qkv_proj = nn.Linear(c.d_model, 3 * c.d_model, bias=c.proj_bias)
-        self.out_proj = nn.Linear(c.d_model, c.d_model, bias=c.attention_out_bias)
+        self.qkv_proj = Linear(c.d_model, 3 * c.d_model, bias=c.proj_bias)
+        self.out_proj = Linear(c.d_model, c.d_model, bias=c.attention_out_bias)
 
     def rotate(self, x: Tensor, columns: Tensor, starts: Tensor | None) -> Tensor:
         """Rotary embedding of x (B, L, n, heads, head size), at `columns` (L,) of rows that begin at the columns

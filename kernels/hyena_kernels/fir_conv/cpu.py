@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyena_kernels.short_conv.cpu import next_state, taps
+from hyena_kernels.short_conv.cpu import next_state, taps, token
 
 BLOCK = 64
 SHORT = 16  # up to this many taps, a pass a tap beats the blocked form
@@ -47,15 +47,13 @@ def blocked(x: Tensor, h: Tensor, past: Tensor | None) -> Tensor:
 
 def fir_conv(x: Tensor, h: Tensor, *, skip: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     acc = torch.promote_types(x.dtype, torch.float32)
-    (B, L, D), (G, K) = x.shape, h.shape
-    u, h, past = x.to(acc), h.to(acc), None if state is None else state.to(acc)
+    (_, L, D), (G, K) = x.shape, h.shape
+    u, h = x.to(acc), h.to(acc)
     if L == 1:
-        window = u if K == 1 else torch.cat([next_state(u[:, :0], past, K - 1), u], dim=1)
-        y = torch.einsum("bkgd,gk->bgd", window.reshape(B, K, G, D // G), h.flip(1)).reshape(B, 1, D)
-        if skip is not None:
-            y = torch.addcmul(y, u, skip.to(acc))
-        return y.to(x.dtype), window[:, 1:].to(x.dtype)
-    y = taps(u, h.repeat_interleave(D // G, dim=0), past) if K <= SHORT else blocked(u, h, past)
+        y, after = token(x, h.flip(1).t()[:, :, None].expand(K, G, D // G).reshape(K, D), state)
+    else:
+        past, after = None if state is None else state.to(acc), next_state(x, state, K - 1)
+        y = taps(u, h.repeat_interleave(D // G, dim=0), past) if K <= SHORT else blocked(u, h, past)
     if skip is not None:
         y = torch.addcmul(y, u, skip.to(acc))
-    return y.to(x.dtype), next_state(x, state, K - 1)
+    return y.to(x.dtype), after

@@ -80,19 +80,17 @@ def taps(x: Tensor, w: Tensor, past: Tensor | None) -> Tensor:
     return _Taps.apply(x, w, past)
 
 
-def token(x: Tensor, w: Tensor, bias: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`short_conv` of one token (B, 1, D): a dot product with the window, which is also the next state."""
-    acc, K = torch.promote_types(x.dtype, torch.float32), w.shape[1]
-    window = F.pad(x, (0, 0, K - 1, 0)) if state is None else torch.cat([state, x], dim=1)
-    y = torch.linalg.vecdot(window.to(acc).transpose(1, 2), w.to(acc).flip(1)).unsqueeze(1)
-    return (y if bias is None else y + bias).to(x.dtype), window[:, 1:]
+def token(x: Tensor, taps: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    """y (B, 1, D) of one token x (B, 1, D), and the next state (B, K-1, D); taps (K, D), the current token's last."""
+    window = F.pad(x, (0, 0, len(taps) - 1, 0)) if past is None else torch.cat([past, x], dim=1)
+    return (window.to(taps.dtype) * taps).sum(1, keepdim=True), window[:, 1:]
 
 
 def short_conv(x: Tensor, w: Tensor, bias: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    if x.shape[1] == 1:
-        return token(x, w, bias, state)
     acc = torch.promote_types(x.dtype, torch.float32)
-    y = taps(x.to(acc), w.to(acc), None if state is None else state.to(acc))
-    if bias is not None:
-        y = y + bias
-    return y.to(x.dtype), next_state(x, state, w.shape[1] - 1)
+    if x.shape[1] == 1:
+        y, after = token(x, w.to(acc).flip(1).t(), state)
+    else:
+        y = taps(x.to(acc), w.to(acc), None if state is None else state.to(acc))
+        after = next_state(x, state, w.shape[1] - 1)
+    return (y if bias is None else y + bias).to(x.dtype), after
