@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from evo2cli.chunks import chunk_length
 from evo2cli.embedding import find_layers
 from evo2cli.errors import UserError
-from evo2cli.generation import PREFILL_CHUNK
 from evo2cli.generation import generate as generate_samples
 from evo2cli.io.sequences import encode_tagged
 from evo2cli.io.tokens import EOD, PAD, reverse_complement
@@ -27,9 +27,6 @@ from evo2cli.models import open_model
 from evo2cli.profiles import profile
 from evo2cli.sampling import Sampler
 from stripedhyena2 import PRESETS, StripedHyena2
-
-CHUNK = 8192
-"""Tokens of a sequence that are run at once; a longer one is continued from the model's state."""
 
 _BATCH_SIZE = 16
 
@@ -118,7 +115,7 @@ class Evo2:
         layers = dict(zip(asked, find_layers(self.model, map(str, asked)), strict=True))
         ids = input_ids.to(next(self.model.parameters()).device).long()
         logits, embeddings, state = [], {name: [] for name in layers}, None  # type: ignore[var-annotated]
-        for piece in ids.split(CHUNK, dim=1):
+        for piece in ids.split(chunk_length(self.model, len(ids)), dim=1):
             with self.model.recording(layer.module for layer in layers.values()) as seen:
                 x, state = self.model.hidden(piece, state)
                 logits.append(self.model.logits(x))
@@ -167,7 +164,8 @@ class Evo2:
         """By sequence, that of prefix + sequence; NaN where these are less than two tokens."""
         totals = dict.fromkeys(sequences, float("nan"))
         scored = sorted((s for s in totals if len(prefix) + len(s) > 1), key=len)
-        short = [s for s in scored if len(s) <= CHUNK]
+        most = chunk_length(self.model)
+        short = [s for s in scored if len(s) <= most]
         for i in range(0, len(short), batch_size):
             batch = short[i : i + batch_size]
             found = log_likelihoods(self.model, {prefix: batch}, len(batch) * len(batch[-1]))
@@ -217,7 +215,7 @@ class Evo2:
             sampler=Sampler(temperature=temperature, top_k=top_k or None, top_p=top_p or 1.0),
             seed=int(torch.randint(2**62, ())) if seed is None else seed,
             batch_size=_BATCH_SIZE if batched else 1,
-            prefill_chunk=min(force_prompt_threshold or PREFILL_CHUNK, PREFILL_CHUNK),
+            prefill_chunk=force_prompt_threshold,
             keep_logits=True,
         )
         drawn = {prompt: deque() for prompt in distinct}  # type: ignore[var-annotated]

@@ -9,13 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evo2cli.chunks import chunk_length
 from evo2cli.errors import UserError
 from evo2cli.io.tokens import pad
 from stripedhyena2 import ModelState, StripedHyena2
 from stripedhyena2.checkpoints import published
-
-CHUNK = 4096
-"""Tokens that are run at once: a piece of a long sequence, or several short sequences."""
 
 Rows = dict[str, np.ndarray]
 """By the names of layers, what they put out (k, width) for k neighbouring bases of a sequence."""
@@ -103,11 +101,11 @@ def embed(
     *,
     window: int = 0,
     overlap: int = 0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Iterator[tuple[int, Rows]]:
     """What the layers put out for every base: pieces of each sequence in turn, with the sequence's number.
 
-    A sequence is one stream, continued from the model's state `chunk` tokens at a time: exact at any length, in memory
+    A sequence is one stream, continued from the model's state piece by piece: exact at any length, in memory
     that does not grow with it but for attention's keys and values. Short neighbours share a batch. Neither changes a
     result but by rounding. Blocks behind the last layer asked for are not run.
 
@@ -116,10 +114,13 @@ def embed(
             bases. A base is taken from the first window that has it, which is where the most bases stand before it:
             all there are in the first window, at least `overlap` in the others.
         overlap: at least 0, less than the window.
+        chunk: tokens that are run at once, a piece of a long sequence or several short sequences; None: as many as
+            `chunk_length` finds room for.
 
     Yields:
         (number, rows); values float32 or better; a sequence of no bases has one piece of no rows.
     """
+    chunk = chunk or chunk_length(model)
     for batch in _batches(sequences, min(chunk, window or chunk)):
         if len(batch) == 1:
             (number, tokens) = batch[0]

@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from evo2cli.chunks import chunk_length
 from evo2cli.io.tokens import EOD
 from evo2cli.prefix import Prefix
 from evo2cli.sampling import Sampler, prompt_key, uniform
 from stripedhyena2 import ModelState, StripedHyena2
-
-PREFILL_CHUNK = 2048
-"""Tokens of a prompt that are run at once, so that memory does not grow with the prompt."""
 
 
 @dataclass
@@ -44,18 +42,22 @@ class Sample:
 
 @torch.inference_mode()
 def prefill(
-    model: StripedHyena2, tokens: bytes, state: ModelState | None = None, chunk: int = PREFILL_CHUNK
+    model: StripedHyena2, tokens: bytes, state: ModelState | None = None, chunk: int | None = None
 ) -> tuple[Tensor, ModelState]:
-    """Run a prompt of at least one token: logits (1, V) of what follows it, and the state after it."""
+    """Run a prompt of at least one token: logits (1, V) of what follows it, and the state after it.
+
+    `chunk` tokens are run at once (None: as many as `chunk_length` finds room for), so that memory does not grow with
+    the prompt but for attention's keys and values.
+    """
     device = next(model.parameters()).device
-    state = model.initial_state(1) if state is None else state
-    ids = torch.frombuffer(bytearray(tokens), dtype=torch.uint8).to(device).long()[None]
-    for piece in ids.split(chunk, dim=1):
-        x, state = model.hidden(piece, state)
+    state = model.initial_state(1, room=len(tokens)) if state is None else state
+    ids = torch.frombuffer(bytearray(tokens), dtype=torch.uint8)
+    for piece in ids.split(chunk or chunk_length(model)):
+        x, state = model.hidden(piece.to(device).long()[None], state)
     return model.logits(x[:, -1:])[:, 0], state
 
 
-def run_prefix(model: StripedHyena2, tokens: bytes, after: Prefix | None = None, chunk: int = PREFILL_CHUNK) -> Prefix:
+def run_prefix(model: StripedHyena2, tokens: bytes, after: Prefix | None = None, chunk: int | None = None) -> Prefix:
     """The prefix that these tokens make, behind another one if there is one; not both may be empty."""
     if after is None:
         return Prefix(tokens, *prefill(model, tokens, chunk=chunk))
@@ -74,7 +76,7 @@ def generate(
     seed: int = 0,
     batch_size: int = 16,
     stop: Sequence[bytes] = (),
-    prefill_chunk: int = PREFILL_CHUNK,
+    prefill_chunk: int | None = None,
     on_token: Callable[[Sample, int], None] | None = None,
     keep_logits: bool = False,
 ) -> Iterator[Sample]:
@@ -124,7 +126,7 @@ class _Batch:
     """The rows being decoded: their samples, their state, and the logits of their next tokens."""
 
     def __init__(
-        self, model: StripedHyena2, prompts: Sequence[bytes], after: Prefix | None, chunk: int, keep_logits: bool
+        self, model: StripedHyena2, prompts: Sequence[bytes], after: Prefix | None, chunk: int | None, keep_logits: bool
     ):
         self.model, self.prompts, self.after, self.chunk, self.keep_logits = model, prompts, after, chunk, keep_logits
         before = after.tokens if after else b""

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evo2cli.io.outputs import open_output
+from evo2cli.chunks import chunk_length
 from evo2cli.io.tokens import PAD, reverse_complement
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.parallel import SplitModel
-
-CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -42,11 +37,12 @@ class Profile:
         return float(np.nanmean(self.logprobs, dtype=np.float64)) if len(self.logprobs) > 1 else None
 
 
-def profile(model: StripedHyena2, tokens: bytes, strand: str = "+", chunk: int = CHUNK) -> Profile:
+def profile(model: StripedHyena2, tokens: bytes, strand: str = "+", chunk: int | None = None) -> Profile:
     """Read a sequence on strand +, - or both; both is the mean of the two at every base.
 
     Memory does not grow with the sequence but for these results and attention's keys and values: `chunk` tokens are run
-    at a time. The first base a strand reads has no probability there; `both` gives it the other strand's.
+    at a time (None: as many as `chunk_length` finds room for). The first base a strand reads has no probability there;
+    `both` gives it the other strand's.
     """
     profiles, read = [], _read_split if isinstance(model, SplitModel) else _read
     if strand in ("+", "both"):
@@ -64,11 +60,12 @@ def _mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _read(model: StripedHyena2, tokens: bytes, chunk: int) -> Profile:
+def _read(model: StripedHyena2, tokens: bytes, chunk: int | None) -> Profile:
     device = next(model.parameters()).device
     ids = torch.frombuffer(bytearray(tokens), dtype=torch.uint8) if tokens else torch.empty(0, dtype=torch.uint8)
     logprobs, entropy = (np.full(len(tokens), np.nan, dtype=np.float32) for _ in range(2))
-    state = model.initial_state(1)
+    state = model.initial_state(1, room=len(tokens))
+    chunk = chunk or chunk_length(model)
     for start in range(0, len(tokens) - 1, chunk):
         piece = ids[start : start + chunk + 1].to(device).long()[None]
         logits, state = model.extend(piece[:, :-1], state)
@@ -78,7 +75,7 @@ def _read(model: StripedHyena2, tokens: bytes, chunk: int) -> Profile:
 
 
 @torch.inference_mode()
-def _read_split(model: Any, tokens: bytes, chunk: int) -> Profile:
+def _read_split(model: Any, tokens: bytes, chunk: int | None) -> Profile:
     """With a SplitModel, all of a sequence at once, each process its part: none has the keys and values of it all."""
     if len(tokens) < 2:
         return _read(model, tokens, chunk)
@@ -93,56 +90,3 @@ def _scores(logits: Tensor, targets: Tensor) -> Tensor:
     logprobs = F.log_softmax(logits, dim=-1)
     own = logprobs.gather(2, targets.unsqueeze(2)).squeeze(2)
     return torch.stack([own, -(logprobs.exp() * logprobs).sum(-1)], dim=-1).float()
-
-
-class Track:
-    """Where profiles are written to, one sequence after another."""
-
-    def add(self, name: str, p: Profile) -> None:
-        """Write the profile of a sequence."""
-
-
-class _BedGraph(Track):
-    def __init__(self, out: BinaryIO):
-        self.out = out
-        out.write(b'track type=bedGraph name="evo2" description="log-likelihood of each base (natural)"\n')
-
-    def add(self, name: str, p: Profile) -> None:
-        for i in np.flatnonzero(~np.isnan(p.logprobs)):
-            self.out.write(f"{name}\t{i}\t{i + 1}\t{p.logprobs[i]:.6g}\n".encode())
-
-
-class _Npz(Track):
-    """A numpy archive, written as it goes: `N.log_likelihood` and `N.entropy` of record N, and `names`."""
-
-    def __init__(self, archive: zipfile.ZipFile):
-        self.archive = archive
-        self.names: list[str] = []
-
-    def add(self, name: str, p: Profile) -> None:
-        for kind, values in (("log_likelihood", p.logprobs), ("entropy", p.entropy)):
-            self._write(f"{len(self.names)}.{kind}", values)
-        self.names.append(name)
-
-    def _write(self, name: str, values: np.ndarray) -> None:
-        with self.archive.open(f"{name}.npy", "w", force_zip64=True) as f:
-            np.lib.format.write_array(f, np.ascontiguousarray(values), allow_pickle=False)
-
-    def finish(self) -> None:
-        self._write("names", np.array(self.names))
-
-
-@contextmanager
-def open_track(path: str | None) -> Iterator[Track]:
-    """A track written to `path` by its name (.bedgraph or .npz), there whole or not at all; None writes nothing."""
-    if path is None:
-        yield Track()
-        return
-    with open_output(path) as out:
-        if path.endswith(".npz"):
-            with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-                track = _Npz(archive)
-                yield track
-                track.finish()
-        else:
-            yield _BedGraph(out)

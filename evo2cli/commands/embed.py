@@ -67,7 +67,10 @@ def embed(
         typer.Option(min=0, help="Bases that a window shares with the one before.", show_default="a quarter of it"),
     ] = None,
     dtype_out: Annotated[OutDtype, typer.Option(help="Precision of the output.")] = OutDtype.float32,
-    chunk: Annotated[int, typer.Option(min=1, help="Bases to run at once; changes no result.")] = 4096,
+    chunk: Annotated[
+        int | None,
+        typer.Option(min=1, help="Bases to run at once; changes no result.", show_default="by the free memory"),
+    ] = None,
     model: Model = None,
     model_config: ModelConfig = None,
     device: Device = "auto",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,10 +38,13 @@ def score(
     per_position: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Also write every base's log-likelihood: .bedgraph, or .npz with entropies too."
+            metavar="FILE", help="Also write every base's log-likelihood: .bedgraph, .bw, or .npz with entropies too."
         ),
     ] = None,
-    chunk: Annotated[int, typer.Option(min=1, help="Bases to run at once; changes no score.")] = 4096,
+    chunk: Annotated[
+        int | None,
+        typer.Option(min=1, help="Bases to run at once; changes no score.", show_default="by the free memory"),
+    ] = None,
     model: Model = None,
     model_config: ModelConfig = None,
     device: Device = "auto",
@@ -60,38 +62,41 @@ def score(
     """
     import torch
 
-    from evo2cli.errors import UsageError
     from evo2cli.io.outputs import open_output
     from evo2cli.io.sequences import read_fasta
+    from evo2cli.io.tracks import check_name, open_track
     from evo2cli.models import open_model
     from evo2cli.processes import together, written_once
-    from evo2cli.profiles import open_track, profile
+    from evo2cli.profiles import profile
+    from evo2cli.provenance import provenance
 
-    if per_position is not None and Path(per_position).suffix not in (".bedgraph", ".npz"):
-        raise UsageError(f"--per-position {per_position}: the name must end in .bedgraph or .npz")
+    if per_position is not None:
+        check_name(per_position)
     if threads:
         torch.set_num_threads(threads)
     n, seen = 0, set()
-    with (
-        together(cp, sequences) as processes,
-        written_once(processes, output) as table,
-        written_once(processes, per_position) as bases,
-        open_output(table) as out,
-        open_track(bases) as track,
-        progress_bar("scoring", beside=output) as advance,
-    ):
-        net = open_model(model, config=model_config, device=processes.device(device), dtype=dtype.value)
-        net = processes.split(net)
-        out.write(b"name\tlength\tlog_likelihood\tmean_log_likelihood\tperplexity\tbits_per_base\n")
-        for record in read_fasta(sequences):
-            if record.name in seen:
-                log.warning(f"{sequences} has more than one record named {record.name}")
-            seen.add(record.name)
-            p = profile(net, record.tokens, strand.value, chunk)
-            out.write(_row(record.name, p))
-            track.add(record.name, p)
-            n += 1
-            advance(None, f"{n:,} sequences")
+    with together(cp, sequences) as processes:
+        whole = open_model(model, config=model_config, device=processes.device(device), dtype=dtype.value)
+        weights: Any = whole.source
+        about = provenance(model=weights.name, checksum=f"sha256:{weights.checksum}", strand=strand.value)
+        net = processes.split(whole)
+        with (
+            written_once(processes, output) as table,
+            written_once(processes, per_position) as bases,
+            open_output(table) as out,
+            open_track(bases, about) as track,
+            progress_bar("scoring", beside=output) as advance,
+        ):
+            out.write(b"name\tlength\tlog_likelihood\tmean_log_likelihood\tperplexity\tbits_per_base\n")
+            for record in read_fasta(sequences):
+                if record.name in seen:
+                    log.warning(f"{sequences} has more than one record named {record.name}")
+                seen.add(record.name)
+                p = profile(net, record.tokens, strand.value, chunk)
+                out.write(_row(record.name, p))
+                track.add(record.name, p)
+                n += 1
+                advance(None, f"{n:,} sequences")
     if n == 0:
         log.warning(f"{sequences} has no records")
 

@@ -81,9 +81,13 @@ class StripedHyena2(nn.Module):
         x, state = self.hidden(ids, state)
         return self.logits(x), state
 
-    def initial_state(self, batch_size: int) -> ModelState:
-        """The state before the first token of `batch_size` sequences."""
-        return ModelState([self._initial(letter, batch_size) for letter in self.config.layout], 0)
+    def initial_state(self, batch_size: int, room: int = 0) -> ModelState:
+        """The state before the first token of `batch_size` sequences.
+
+        `room` is a number of tokens that attention makes room for now, instead of growing on the way and holding old
+        and new keys and values together each time. More tokens may come.
+        """
+        return ModelState([self._initial(letter, batch_size, room) for letter in self.config.layout], 0)
 
     def hidden(self, ids: Tensor, state: ModelState | None, n_blocks: int | None = None) -> tuple[Tensor, ModelState]:
         """The residual stream (B, L, D) after the last block, and the state; None is the start of a sequence.
@@ -126,10 +130,10 @@ class StripedHyena2(nn.Module):
         y = linear(self.norm(x), weight)
         return y.to(torch.promote_types(y.dtype, torch.float32))
 
-    def _initial(self, letter: str, B: int) -> LayerState:
+    def _initial(self, letter: str, B: int, room: int) -> LayerState:
         c, w = self.config, self.embedding.weight
         if letter == "*":
-            return AttentionState.of(w.new_empty(B, 0, 2, c.n_heads, c.head_dim))
+            return AttentionState.within(w.new_empty(B, room, 2, c.n_heads, c.head_dim))
         featurizer = w.new_zeros(B, c.featurizer_len - 1, 3 * c.d_model)
         if letter == "H":
             modes = torch.promote_types(w.dtype, torch.float32)

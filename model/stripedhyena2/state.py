@@ -66,6 +66,11 @@ class AttentionState:
         """The state that holds keys and values kv (B, L, 2, heads, head size), without copying them."""
         return cls(_KVBuffer(kv, kv.shape[1]), kv.shape[1], starts)
 
+    @classmethod
+    def within(cls, room: Tensor) -> AttentionState:
+        """The state before the first token, which will write into room (B, capacity, 2, heads, head size)."""
+        return cls(_KVBuffer(room, 0), 0)
+
     @property
     def kv(self) -> Tensor:
         """Keys and values (B, length, 2, heads, head size)."""

@@ -3,6 +3,7 @@
 import gzip
 import io
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -91,7 +92,9 @@ def test_per_position_files(score, model, tmp_path, capfdbinary):
     fasta.write_bytes(gzip.compress(b">a\nACGTACGT\n>b\nGGTT\n"))
     expected = by_hand(model, b"ACGTACGT")
     assert score(fasta, "--per-position", tmp_path / "t.bedgraph", "--chunk", 3) == 0
-    track, *rows = (tmp_path / "t.bedgraph").read_text().splitlines()
+    about, track, *rows = (tmp_path / "t.bedgraph").read_text().splitlines()
+    assert about.startswith("# version=")
+    assert "model=tiny; checksum=sha256:" in about
     assert track.startswith("track type=bedGraph")
     assert len(rows) == 7 + 3
     contig, start, end, value = rows[0].split("\t")
@@ -103,6 +106,42 @@ def test_per_position_files(score, model, tmp_path, capfdbinary):
         assert z["0.log_likelihood"].shape == (8,)
         assert z["1.entropy"].shape == (4,)
         assert not np.isnan(z["0.log_likelihood"]).any()
+        assert str(z["provenance"]).startswith("version=")
+
+
+def test_bigwig_holds_what_the_npz_holds(score, tmp_path, capfdbinary):
+    pyBigWig = pytest.importorskip("pyBigWig")
+    fasta = tmp_path / "s.fa"
+    fasta.write_bytes(b">b\nACGTACGTTA\n>none\n>one\nA\n>a\nGGTT\n")
+    for strand, known in (("+", slice(1, None)), ("-", slice(None, -1)), ("both", slice(None))):
+        for name in ("t.bw", "t.npz"):
+            assert score(fasta, "--per-position", tmp_path / name, f"--strand={strand}") == 0
+        with pyBigWig.open(str(tmp_path / "t.bw")) as track, np.load(tmp_path / "t.npz") as z:
+            assert track.chroms() == {"b": 10, "one": 1, "a": 4}
+            for number, name in ((0, "b"), (3, "a")):
+                expected = z[f"{number}.log_likelihood"]
+                values = np.array(track.values(name, 0, len(expected)))
+                assert np.isnan(values).tolist() == np.isnan(expected).tolist()
+                assert values[known].tolist() == expected[known].tolist()
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [(b">a\nACGT\n>a\nACGT\n", "two sequences named a"), (b"", "there are no bases"), (b">a\n", "there are no bases")],
+)
+def test_what_bigwig_cannot_hold_leaves_no_file(score, tmp_path, capfdbinary, contents, message):
+    pytest.importorskip("pyBigWig")
+    (tmp_path / "s.fa").write_bytes(contents)
+    assert score(tmp_path / "s.fa", "--per-position", tmp_path / "t.bw") == 1
+    assert message in capfdbinary.readouterr().err.decode()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.fa"]
+
+
+def test_bigwig_without_its_package_says_how_to_get_it(score, tmp_path, monkeypatch, capfdbinary):
+    monkeypatch.setitem(sys.modules, "pyBigWig", None)
+    (tmp_path / "s.fa").write_bytes(b">a\nACGT\n")
+    assert score(tmp_path / "s.fa", "--per-position", tmp_path / "t.bw") == 1
+    assert "pip install 'evo2cli[bigwig]'" in capfdbinary.readouterr().err.decode()
 
 
 @pytest.mark.parametrize(

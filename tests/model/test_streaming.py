@@ -58,6 +58,22 @@ def test_two_continuations_of_one_state_do_not_mix(model):
 
 
 @torch.inference_mode()
+def test_room_made_beforehand_changes_nothing_but_where_keys_are(model):
+    a, b = ids_of(50), ids_of(50, seed=1)
+    state = model.initial_state(2, room=50)
+    buffers = [layer.buffer for layer in state.layers if hasattr(layer, "buffer")]
+    pieces, after = [], state
+    for piece in a.split([20, 30], dim=1):
+        logits, after = model.extend(piece, after)
+        pieces.append(logits)
+    assert close(torch.cat(pieces, dim=1), model(a))
+    assert [layer.buffer for layer in after.layers if hasattr(layer, "buffer")] == buffers
+    assert close(model.extend(b, state)[0], model(b))  # the room is taken: this one makes its own
+    more, _ = model.extend(b, after)
+    assert close(more, model(torch.cat([a, b], dim=1))[:, 50:])
+
+
+@torch.inference_mode()
 def test_states_expand_select_and_clone_by_rows(model):
     prefix, suffix = ids_of(30, batch=3), ids_of(7, batch=4, seed=5)
     _, state = model.extend(prefix, model.initial_state(3))

@@ -89,7 +89,7 @@ def token(x: Tensor, taps: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]
 def short_conv(x: Tensor, w: Tensor, bias: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     acc = torch.promote_types(x.dtype, torch.float32)
     if x.shape[1] == 1:
-        y, after = token(x, w.to(acc).flip(1).t(), state)
+        y, after = token(x, w.to(acc).t().contiguous().flip(0), state)
     else:
         y = taps(x.to(acc), w.to(acc), None if state is None else state.to(acc))
         after = next_state(x, state, w.shape[1] - 1)
