@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from evo2cli.likelihood import log_likelihoods
-from evo2cli.variants import Placement, Site, Status, Variant, place
+from evo2cli.tiles import ReferencePass, continued, read_reference, run_tokens
+from evo2cli.variants import Placement, Site, Status, Variant, Windows, place
 
 if TYPE_CHECKING:
     from evo2cli.io.fasta import Reference
@@ -16,12 +17,14 @@ Strand = Literal["both", "+", "-"]
 
 DEFAULT_WINDOW = 8192
 
-# A chunk is what is held at once: enough batches that few run part-filled, little enough to keep output flowing.
+# A chunk is what is scored at once: enough batches that few run part-filled, little enough to keep output flowing.
 _CHUNK_BATCHES = 8
-_CHUNK_VARIANTS = 4096
 _CHUNK_BYTES = 64 * 2**20
+_GROUP_CHUNKS = 4
+_GROUP_VARIANTS = 4096
 
 AnyVariant = TypeVar("AnyVariant", bound=Variant)
+Placed = tuple[AnyVariant, Placement]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,66 @@ def default_batch_tokens(model: "StripedHyena2") -> int:
     return 8192 if next(model.parameters()).device.type == "cpu" else 65536
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a score depends on beside model and reference.
+
+    The log-likelihood of a sequence is the sum over its tokens but the first of the natural-log probability given
+    those before it, nothing prepended. `reduce` "mean" divides it by the number of those tokens (a sequence of one
+    token has the value 0). `strand` "both" is the mean of the values of the sequence and of its reverse complement.
+    A sequence ends, on the strand on which it is read, `right_context` bases after the variant, or with its window.
+    Batches of at most `batch_tokens` tokens change a score by rounding alone.
+    """
+
+    windows: Windows
+    reduce: Reduce = "mean"
+    strand: Strand = "both"
+    right_context: int | None = None
+    batch_tokens: int = 8192
+
+    @property
+    def strands(self) -> int:
+        return 2 if self.strand == "both" else 1
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens to run that end a chunk."""
+        return _CHUNK_BATCHES * self.batch_tokens
+
+    @property
+    def group_size(self) -> int:
+        """A chunk never holds variants on both sides of a multiple of so many.
+
+        Batches round differently, so that a variant's last digits depend on those in its chunk. With this, what is
+        scored from such a multiple on, by another process or after an interruption, comes out the same to the byte.
+        """
+        half = self.windows.width // 2
+        after = half if self.right_context is None else min(half, self.right_context)
+        tokens = self.strands * (after if self.windows.tiled else half + 2 * after)
+        return max(1, min(_GROUP_VARIANTS, _GROUP_CHUNKS * self.chunk_tokens // max(tokens, 1)))
+
+    def sites(self, site: Site) -> list[Site]:
+        """The site as it is read on each of the strands asked for, whole."""
+        forward = [site] if self.strand != "-" else []
+        return forward + ([site.reverse_complement()] if self.strand != "+" else [])
+
+    def tokens(self, site: Site) -> int:
+        """About how many tokens the site takes; a tile's own pass is not counted."""
+        total = 0
+        for side in self.sites(site):
+            cut = side.cut(self.right_context)
+            total += sum(map(len, cut.suffixes()[1:] if self.windows.tiled else (cut.left, *cut.suffixes())))
+        return total
+
+
+@dataclass
+class Work:
+    """Tokens that were run, padding left out, and those that two whole windows for each alt would have taken."""
+
+    run: int = 0
+    plain: int = 0
+
+
 def score_variants(
     variants: Iterable[AnyVariant],
     reference: "Reference",
@@ -56,71 +119,116 @@ def score_variants(
     window: int | None = None,
     reduce: Reduce = "mean",
     strand: Strand = "both",
+    tile: bool = False,
+    right_context: int | None = None,
     batch_tokens: int | None = None,
 ) -> Iterator[tuple[AnyVariant, Score]]:
-    """Score variants in their order, each with the sequence around it; `evo2cli.variants.place` defines the window.
+    """Score variants in their order, each with the sequence around it.
 
-    The log-likelihood of a sequence is the sum over its tokens but the first of the natural-log probability given
-    those before it, nothing prepended. `reduce` "mean" divides it by the number of those tokens (a sequence of one
-    token has the value 0). `strand` "both" is the mean of the values of the sequence and of its reverse complement.
-    `model(ids)` gives next-token logits (B, L, vocabulary) for ids (B, L) and is causal. Variants are read a chunk at
-    a time, so memory does not grow with their number, and the sequences of a chunk share batches of at most
-    `batch_tokens` tokens.
+    `Settings` says what a score is, `Windows` which sequence, `place` when a variant has none. `model.extend` gives
+    next-token logits (B, L, vocabulary) for ids (B, L) and is causal. Variants are read a chunk at a time, so memory
+    does not grow with their number.
     """
-    window = window or default_window(model)
-    batch_tokens = batch_tokens or default_batch_tokens(model)
-    placed = ((variant, place(variant, reference, window)) for variant in variants)
-    for chunk in _chunks(placed, _CHUNK_BATCHES * batch_tokens, strands=2 if strand == "both" else 1):
-        sites = [placement.site for _, placement in chunk if placement.site]
-        values = iter(_site_values(model, sites, reduce, strand, batch_tokens))
-        for variant, placement in chunk:
-            yield variant, _score(placement, next(values) if placement.site else None)
+    settings = Settings(
+        Windows(window or default_window(model), tile),
+        reduce,
+        strand,
+        right_context,
+        batch_tokens or default_batch_tokens(model),
+    )
+    scorer = Scorer(model, settings)
+    for chunk in chunks(variants, reference, settings):
+        yield from zip((variant for variant, _ in chunk), scorer.score([p for _, p in chunk]), strict=True)
 
 
-def _chunks(
-    placed: Iterable[tuple[AnyVariant, Placement]], tokens: int, strands: int
-) -> Iterator[list[tuple[AnyVariant, Placement]]]:
-    chunk: list[tuple[AnyVariant, Placement]] = []
-    chunk_tokens = chunk_bytes = 0
-    for variant, placement in placed:
+def chunks(
+    variants: Iterable[AnyVariant], reference: "Reference", settings: Settings, first: int = 0
+) -> Iterator[list[Placed[AnyVariant]]]:
+    """The variants on their reference, in chunks to be scored together; `first` is the number of the first variant.
+
+    Chunks depend on the variants from the start of a chunk on and on the numbers of those, and on nothing else.
+    """
+    chunk: list[Placed[AnyVariant]] = []
+    tokens = held = 0
+    for number, variant in enumerate(variants, start=first + 1):
+        placement = place(variant, reference, settings.windows)
         chunk.append((variant, placement))
-        chunk_tokens += strands * placement.site.tokens if placement.site else 0
-        chunk_bytes += variant.held_bytes
-        if chunk_tokens >= tokens or chunk_bytes >= _CHUNK_BYTES or len(chunk) == _CHUNK_VARIANTS:
+        tokens += settings.tokens(placement.site) if placement.site else 0
+        held += variant.held_bytes + placement.held_bytes
+        if tokens >= settings.chunk_tokens or held >= _CHUNK_BYTES or number % settings.group_size == 0:
             yield chunk
             chunk = []
-            chunk_tokens = chunk_bytes = 0
+            tokens = held = 0
     if chunk:
         yield chunk
 
 
-def _site_values(
-    model: "StripedHyena2", sites: Sequence[Site], reduce: Reduce, strand: Strand, batch_tokens: int
-) -> list[list[float]]:
-    """For each site the reduced log-likelihood of the reference and of each alt, over the strands asked for."""
-    forward = list(sites) if strand != "-" else []
-    reverse = [site.reverse_complement() for site in sites] if strand != "+" else []
-    totals = site_log_likelihoods(model, forward + reverse, batch_tokens)
-    values = [_reduced(site, site_totals, reduce) for site, site_totals in zip(forward + reverse, totals, strict=True)]
-    if strand != "both":
-        return values
-    both = zip(values[: len(sites)], values[len(sites) :], strict=True)
-    return [[(a + b) / 2 for a, b in zip(plus, minus, strict=True)] for plus, minus in both]
+class Scorer:
+    """Scores chunks of placed variants one after another; `work` adds up what that took."""
 
+    def __init__(self, model: "StripedHyena2", settings: Settings):
+        self.model = model
+        self.settings = settings
+        self.work = Work()
+        self._tile: dict[bytes, ReferencePass] = {}
 
-def site_log_likelihoods(model: "StripedHyena2", sites: Sequence[Site], batch_tokens: int) -> list[list[float]]:
-    """The log-likelihood of the reference and of each alt of every site. What stands left of an allele is run once."""
-    suffixes: dict[bytes, list[bytes]] = {}
-    for site in sites:
-        suffixes.setdefault(site.left, []).extend(site.suffixes())
-    totals = log_likelihoods(model, suffixes, batch_tokens)
-    return [[totals[site.left, suffix] for suffix in site.suffixes()] for site in sites]
+    def score(self, placements: Sequence[Placement]) -> list[Score]:
+        """The scores of these, in order."""
+        sites = [placement.site for placement in placements if placement.site]
+        by_strand = [self.settings.sites(site) for site in sites]
+        flat = [site for strands in by_strand for site in strands]
+        self.work.plain += sum(2 * len(site.alts) * len(site.left + site.ref + site.right) for site in flat)
+        totals = (self._tiled if self.settings.windows.tiled else self._centred)(flat)
+        reduced = iter([self._reduced(site, total) for site, total in zip(flat, totals, strict=True)])
+        values = iter([_mean([next(reduced) for _ in strands]) for strands in by_strand])
+        return [_score(placement, next(values) if placement.site else None) for placement in placements]
 
+    def _centred(self, sites: Sequence[Site]) -> list[list[float]]:
+        """Log-likelihoods of the reference and of each alt of every site. What stands left of an allele is run once."""
+        cut = [site.cut(self.settings.right_context) for site in sites]
+        suffixes: dict[bytes, set[bytes]] = {}
+        for site in cut:
+            suffixes.setdefault(site.left, set()).update(site.suffixes())
+        self.work.run += sum(len(left) + sum(map(len, after)) for left, after in suffixes.items())
+        totals = log_likelihoods(self.model, suffixes, self.settings.batch_tokens)
+        return [[totals[site.left, suffix] for suffix in site.suffixes()] for site in cut]
 
-def _reduced(site: Site, totals: list[float], reduce: Reduce) -> list[float]:
-    if reduce == "sum":
+    def _tiled(self, sites: Sequence[Site]) -> list[list[float]]:
+        """The same, of sites among which some have their whole window in common: what that has is run once."""
+        by_window: dict[bytes, list[int]] = {}
+        for number, site in enumerate(sites):
+            by_window.setdefault(site.left + site.ref + site.right, []).append(number)
+        totals: list[list[float]] = [[]] * len(sites)
+        for window, numbers in by_window.items():
+            reference = self._read(window)
+            cut = {number: sites[number].cut(self.settings.right_context) for number in numbers}
+            alternates = [(len(site.left), alt + site.right) for site in cut.values() for alt in site.alts]
+            self.work.run += run_tokens(reference, alternates)
+            found = continued(self.model, reference, alternates, self.settings.batch_tokens)
+            for number, site in cut.items():
+                end = len(site.left + site.ref + site.right)
+                alts = [found[len(site.left), alt + site.right] for alt in site.alts]
+                totals[number] = [reference.log_likelihoods[end], *alts]
         return totals
-    return [total / max(1, len(sequence) - 1) for total, sequence in zip(totals, site.sequences(), strict=True)]
+
+    def _read(self, window: bytes) -> ReferencePass:
+        # The last tile's passes, one a strand, are kept for the variants of the next chunk.
+        if window not in self._tile:
+            while len(self._tile) >= self.settings.strands:
+                del self._tile[next(iter(self._tile))]
+            self._tile[window] = read_reference(self.model, window)
+            self.work.run += len(window)
+        return self._tile[window]
+
+    def _reduced(self, site: Site, totals: list[float]) -> list[float]:
+        if self.settings.reduce == "sum":
+            return totals
+        sequences = site.cut(self.settings.right_context).sequences()
+        return [total / max(1, len(sequence) - 1) for total, sequence in zip(totals, sequences, strict=True)]
+
+
+def _mean(strands: list[list[float]]) -> list[float]:
+    return [sum(values) / len(values) for values in zip(*strands, strict=True)]
 
 
 def _score(placement: Placement, values: list[float] | None) -> Score:

@@ -1,6 +1,6 @@
 """Variants, the stretch of reference that each is scored in, and the reasons why one cannot be."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -57,10 +57,9 @@ class Site:
         """What follows `left` in the reference sequence, then in that of each alt."""
         return [allele + self.right for allele in (self.ref, *self.alts)]
 
-    @property
-    def tokens(self) -> int:
-        """Tokens to run: what its sequences share on the left once, the rest of each."""
-        return len(self.left) + sum(map(len, self.suffixes()))
+    def cut(self, right_context: int | None) -> "Site":
+        """The same site with no more than so many bases after the alleles; None: all of them."""
+        return self if right_context is None else replace(self, right=self.right[:right_context])
 
     def reverse_complement(self) -> "Site":
         """The same site on the other strand."""
@@ -73,36 +72,62 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """The stretch of a contig that a variant is scored in: about `width` bases around it, cut at the contig's ends.
+
+    Centred: with p the position, the bases [p - width // 2, p + width // 2). `tiled`: the windows stand on a grid that
+    neighbouring variants share; a variant belongs to the one whose middle, `width // 2` bases from the nearest multiple
+    of that at or before p, holds p, and `width // 4` bases more are on either side of the middle.
+    """
+
+    width: int
+    tiled: bool = False
+
+    @property
+    def longest_allele(self) -> int:
+        """Alleles up to this length lie within the window, wherever it begins."""
+        return self.width // 4 if self.tiled else self.width // 2
+
+    def around(self, position: int, length: int) -> tuple[int, int]:
+        """Start and end, 0-based, of the window of the variant at `position` of a contig of `length` bases."""
+        half = self.width // 2
+        middle = (position // half * half, position // half * half + half) if self.tiled else (position, position)
+        margin = self.width // 4 if self.tiled else half
+        return max(0, middle[0] - margin), min(length, middle[1] + margin)
+
+
+@dataclass(frozen=True)
 class Placement:
     """A variant on its reference: a status for each of its alts, and the site of those that are OK, if any is."""
 
     statuses: tuple[Status, ...]
     site: Site | None
 
+    @property
+    def held_bytes(self) -> int:
+        """Roughly the memory that it takes."""
+        return 0 if self.site is None else len(self.site.left + self.site.right) + sum(map(len, self.site.alts))
 
-def place(variant: Variant, reference: "Reference", window: int) -> Placement:
-    """Put a variant into its window of the reference.
 
-    With p the position and N the contig's length, the window is the bases [max(0, p - window // 2),
-    min(N, p + window // 2)). An alt's status tells the first of these that holds:
+def place(variant: Variant, reference: "Reference", windows: Windows) -> Placement:
+    """Put a variant into its window of the reference. An alt's status tells the first of these that holds:
 
     - MISSING: the alt, or REF, is "." or empty; SPANNING_DELETION: "*"; BREAKEND; SYMBOLIC: "<...>"
-    - AMBIGUOUS: the alt has a letter other than A, C, G, T; TOO_LONG: the alt is longer than window // 2
+    - AMBIGUOUS: the alt has a letter other than A, C, G, T; TOO_LONG: the alt is longer than windows.longest_allele
     - NO_CONTIG: the reference has no such contig; OFF_END: REF does not lie within the contig
     - REF_MISMATCH: REF and the reference disagree where both have A, C, G or T
-    - AMBIGUOUS: REF, or the reference under it, has another letter; TOO_LONG: REF is longer than window // 2
+    - AMBIGUOUS: REF, or the reference under it, has another letter; TOO_LONG: REF is
 
     Letters other than A, C, G, T elsewhere in the window, such as N, do not matter.
     """
-    statuses = [_alt_status(alt, window) for alt in variant.alts]
+    statuses = [_alt_status(alt, windows.longest_allele) for alt in variant.alts]
     if Status.OK not in statuses:
         return Placement(tuple(statuses), None)
     contig = reference.resolve(variant.contig)
-    problem = _ref_status(variant, reference, contig, window)
+    problem = _ref_status(variant, reference, contig, windows.longest_allele)
     if contig is None or problem is not Status.OK:
         return Placement(tuple(problem if status is Status.OK else status for status in statuses), None)
-    start = max(0, variant.position - window // 2)
-    end = min(reference.lengths[contig], variant.position + window // 2)
+    start, end = windows.around(variant.position, reference.lengths[contig])
     after = variant.position + len(variant.ref)
     site = Site(
         left=reference.fetch(contig, start, variant.position),
@@ -113,7 +138,7 @@ def place(variant: Variant, reference: "Reference", window: int) -> Placement:
     return Placement(tuple(statuses), site)
 
 
-def _alt_status(alt: str, window: int) -> Status:
+def _alt_status(alt: str, longest: int) -> Status:
     if alt in ("", "."):
         return Status.MISSING
     if alt == "*":
@@ -126,10 +151,10 @@ def _alt_status(alt: str, window: int) -> Status:
         return Status.SYMBOLIC
     if not _is_acgt(alt):
         return Status.AMBIGUOUS
-    return Status.TOO_LONG if len(alt) > window // 2 else Status.OK
+    return Status.TOO_LONG if len(alt) > longest else Status.OK
 
 
-def _ref_status(variant: Variant, reference: "Reference", contig: str | None, window: int) -> Status:
+def _ref_status(variant: Variant, reference: "Reference", contig: str | None, longest: int) -> Status:
     if variant.ref in ("", "."):
         return Status.MISSING
     if contig is None:
@@ -143,7 +168,7 @@ def _ref_status(variant: Variant, reference: "Reference", contig: str | None, wi
         return Status.REF_MISMATCH
     if not _is_acgt(ref + bases):
         return Status.AMBIGUOUS
-    return Status.TOO_LONG if len(ref) > window // 2 else Status.OK
+    return Status.TOO_LONG if len(ref) > longest else Status.OK
 
 
 def _is_acgt(bases: str) -> bool:

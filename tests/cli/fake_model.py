@@ -45,5 +45,8 @@ class FakeState:
 
     memory: Tensor
 
+    def expand(self, n: int) -> "FakeState":
+        return FakeState(self.memory.repeat_interleave(n, dim=0))
+
     def select(self, rows: Tensor) -> "FakeState":
         return FakeState(self.memory[rows])

@@ -1,5 +1,7 @@
 import dataclasses
 import math
+from itertools import accumulate
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,11 +10,11 @@ from fake_model import CONTIG, FakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evo2cli import scoring
+from evo2cli import scoring, tiles
 from evo2cli.io.fasta import Reference
 from evo2cli.likelihood import log_likelihoods
-from evo2cli.scoring import default_window, score_variants
-from evo2cli.variants import Status, Variant
+from evo2cli.scoring import Scorer, Settings, chunks, default_window, score_variants
+from evo2cli.variants import Status, Variant, Windows
 from stripedhyena2 import Config
 from stripedhyena2.initialization import new_model
 
@@ -30,7 +32,7 @@ def variants(draw):
     return Variant("c1", p, ref, tuple(draw(st.lists(bases, min_size=1, max_size=3))))
 
 
-def by_hand(model, variant, alt, window, reduce, strand):
+def by_hand(model, variant, alt, window, reduce, strand, tile=False, right_context=10**9):
     """(log-likelihood of the reference, of the alternate) in float64, one token after another."""
 
     def value(sequence):
@@ -41,14 +43,28 @@ def by_hand(model, variant, alt, window, reduce, strand):
             total += x[ord(sequence[t])] - (x.max() + math.log(np.exp(x - x.max()).sum()))
         return total / max(1, len(sequence) - 1) if reduce == "mean" else total
 
-    def over_strands(sequence):
-        other = "".join(COMPLEMENT[base] for base in reversed(sequence))
-        return {"+": [value(sequence)], "-": [value(other)], "both": [value(sequence), value(other)]}[strand]
+    p, end = variant.position, variant.position + len(variant.ref)
+    start, stop = bounds(p, window, tile)
+    sides = []
+    for allele in (variant.ref, alt):
+        left, right = CONTIG[start:p], CONTIG[end:stop]
+        on = {
+            "+": left + allele + right[:right_context],
+            "-": reverse_complement(left[max(0, len(left) - right_context) :] + allele + right),
+        }
+        sides.append(float(np.mean([value(on[side]) for side in ("+-" if strand == "both" else strand)])))
+    return tuple(sides)
 
-    p, half = variant.position, window // 2
-    reference = CONTIG[max(0, p - half) : min(len(CONTIG), p + half)]
-    alternate = CONTIG[max(0, p - half) : p] + alt + CONTIG[p + len(variant.ref) : min(len(CONTIG), p + half)]
-    return float(np.mean(over_strands(reference))), float(np.mean(over_strands(alternate)))
+
+def bounds(p, window, tile):
+    if not tile:
+        return max(0, p - window // 2), min(len(CONTIG), p + window // 2)
+    first = p // (window // 2) * (window // 2)
+    return max(0, first - window // 4), min(len(CONTIG), first + window // 2 + window // 4)
+
+
+def reverse_complement(sequence):
+    return "".join(COMPLEMENT[base] for base in reversed(sequence))
 
 
 @settings(deadline=None, max_examples=40)
@@ -57,10 +73,12 @@ def by_hand(model, variant, alt, window, reduce, strand):
     st.integers(4, 40),
     st.sampled_from(["mean", "sum"]),
     st.sampled_from(["both", "+", "-"]),
+    st.booleans(),
+    st.integers(0, 20) | st.just(10**9),
     st.integers(1, 200),
 )
-def test_scores_are_what_the_definition_says(records, window, reduce, strand, batch_tokens):
-    options = {"window": window, "reduce": reduce, "strand": strand}
+def test_scores_are_what_the_definition_says(records, window, reduce, strand, tile, right_context, batch_tokens):
+    options = {"window": window, "reduce": reduce, "strand": strand, "tile": tile, "right_context": right_context}
     scored = list(score_variants(records, REFERENCE, MODEL, batch_tokens=batch_tokens, **options))
     assert [record for record, _ in scored] == records
     for record, score in scored:
@@ -78,9 +96,7 @@ def test_scores_are_what_the_definition_says(records, window, reduce, strand, ba
 
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
 def test_a_striped_hyena_scores_in_float32_what_it_scores_by_hand_in_float64(reduce):
-    config = Config("SDH*", d_model=32, n_heads=2, d_mlp=48, se_groups=4, mr_groups=4, mr_len=16, context=64)
-    model = new_model(config, seed=1).eval()
-    exact = new_model(config, seed=1).double().eval()
+    model, exact = new_model(STRIPED, seed=1).eval(), EXACT
     alts = ["A", "C", "G", "T", "CAT", "GATTACA", "A", "C", "TT", "G"]
     records = [
         Variant("c1", p, CONTIG[p : p + 1 + p % 3], (alt,)) for p, alt in zip(range(0, 80, 8), alts, strict=True)
@@ -90,6 +106,63 @@ def test_a_striped_hyena_scores_in_float32_what_it_scores_by_hand_in_float64(red
         assert abs(expected_alt - expected_ref) > 1e-3 or record.ref == record.alts[0]
         assert score.deltas[0] == pytest.approx(expected_alt - expected_ref, abs=1e-4)
         assert score.ref_ll == pytest.approx(expected_ref, rel=1e-5)
+
+
+STRIPED = Config("SDH*", d_model=32, n_heads=2, d_mlp=48, se_groups=4, mr_groups=4, mr_len=16, context=64)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(variants(), min_size=1, max_size=3), st.integers(8, 80), st.booleans(), st.integers(0, 90))
+def test_a_striped_hyena_restarted_in_a_tile_scores_what_whole_windows_score(records, window, both, right_context):
+    with mock.patch.object(tiles, "_MIN_BLOCK", 8):
+        options = {"window": window, "reduce": "sum", "strand": "both" if both else "-"}
+        options |= {"tile": True, "right_context": right_context}
+        for record, score in score_variants(records, REFERENCE, EXACT, batch_tokens=150, **options):
+            for alt, alt_ll in zip(record.alts, score.alt_lls, strict=True):
+                if alt_ll is not None:
+                    expected = by_hand(EXACT, record, alt, **options)
+                    assert (score.ref_ll, alt_ll) == pytest.approx(expected, abs=1e-8)
+
+
+EXACT = new_model(STRIPED, seed=1).double().eval()
+
+
+@pytest.mark.parametrize("tile", [False, True])
+def test_work_is_counted_as_the_model_sees_it(model, monkeypatch, tile):
+    monkeypatch.setattr(tiles, "_MIN_BLOCK", 4)
+    records = [Variant("c1", p, CONTIG[p], ("A" if CONTIG[p] != "A" else "C", "GG")) for p in (20, 21, 25)]
+    settings = Settings(Windows(32, tile), batch_tokens=1)
+    scorer = Scorer(model, settings)
+    for chunk in chunks(records, REFERENCE, settings):
+        scorer.score([placement for _, placement in chunk])
+    assert scorer.work.run == sum(rows * length for rows, length in model.batches)
+    assert scorer.work.plain == 3 * 2 * 2 * 2 * (32 if not tile else len(CONTIG[8:40]))
+
+
+def test_a_tile_is_read_once_for_all_its_variants_whatever_chunks_they_are_in(model, monkeypatch):
+    monkeypatch.setattr(tiles, "_MIN_BLOCK", 4)
+    records = [Variant("c1", p, CONTIG[p], ("GAT",)) for p in range(16, 31)]
+    read = mock.Mock(wraps=tiles.read_reference)
+    monkeypatch.setattr(scoring, "read_reference", read)
+    list(score_variants(records, REFERENCE, model, tile=True, batch_tokens=4))
+    assert len(read.mock_calls) == 2
+
+
+@pytest.mark.parametrize("tile", [False, True])
+@pytest.mark.parametrize("right_context", [None, 5])
+def test_scores_from_a_group_on_are_the_same_to_the_last_bit(monkeypatch, tile, right_context):
+    # What shards and resumed runs rely on.
+    model = new_model(STRIPED, seed=1).eval()
+    records = [Variant("c1", p, CONTIG[p], ("GAT", "C")[: 1 + p % 2]) for p in range(len(CONTIG))]
+    settings = Settings(Windows(40, tile), right_context=right_context, batch_tokens=150)
+    parts = list(chunks(records, REFERENCE, settings))
+    whole = [score for part in parts for score in Scorer(model, settings).score([p for _, p in part])]
+    firsts = {0, settings.group_size, 2 * settings.group_size, *accumulate(len(part) for part in parts)}
+    assert len(firsts) > 4
+    for first in firsts:
+        scorer = Scorer(model, settings)
+        rest = [scorer.score([p for _, p in part]) for part in chunks(records[first:], REFERENCE, settings, first)]
+        assert [score for part in rest for score in part] == whole[first:]
 
 
 @settings(deadline=None, max_examples=50)
@@ -126,7 +199,7 @@ def test_a_sequence_of_one_token_has_likelihood_zero(model):
 
 
 def test_input_is_read_no_further_than_a_chunk_ahead(model, monkeypatch):
-    monkeypatch.setattr(scoring, "_CHUNK_VARIANTS", 10)
+    monkeypatch.setattr(scoring, "_GROUP_VARIANTS", 10)
     read = []
 
     def endless():
