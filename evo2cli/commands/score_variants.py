@@ -1,23 +1,29 @@
 """`evo2 score-variants`: a VCF in, the same VCF with scores out."""
 
+import logging
 import os
+from contextlib import ExitStack
 from enum import StrEnum
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from evo2cli.commands.options import Debug, Device, Dtype, Model, ModelConfig, Precision, Quiet, Threads, Verbose
-from evo2cli.errors import UsageError, UserError
-from evo2cli.messages import log, progress_bar
+from evo2cli.errors import UsageError
+from evo2cli.messages import log, progress_bar, set_level
 
 if TYPE_CHECKING:
-    from evo2cli.io.vcf import VcfReader
+    from evo2cli.scoring import Settings
 
 
 class Format(StrEnum):
     v = "v"
     z = "z"
+    b = "b"
     tsv = "tsv"
+    jsonl = "jsonl"
+    parquet = "parquet"
 
 
 class Reduce(StrEnum):
@@ -31,11 +37,22 @@ class Strand(StrEnum):
     reverse = "-"
 
 
-_FORMATS = {".vcf": Format.v, ".vcf.gz": Format.z, ".vcf.bgz": Format.z, ".tsv": Format.tsv}
+_FORMATS = {
+    ".vcf": Format.v,
+    ".vcf.gz": Format.z,
+    ".vcf.bgz": Format.z,
+    ".bcf": Format.b,
+    ".tsv": Format.tsv,
+    ".jsonl": Format.jsonl,
+    ".parquet": Format.parquet,
+}
 
 
 def score_variants(
-    variants: Annotated[str, typer.Argument(metavar="IN", help="VCF or BCF file; - is standard input.")],
+    variants: Annotated[
+        str | None,
+        typer.Argument(metavar="[IN]", help="VCF or BCF file; - is standard input.", show_default=False),
+    ] = None,
     fasta: Annotated[
         str | None,
         typer.Option(
@@ -53,7 +70,10 @@ def score_variants(
     output_type: Annotated[
         Format | None,
         typer.Option(
-            "-O", "--output-type", help="VCF, bgzipped VCF, or a table.", show_default="by the name of OUT, else v"
+            "-O",
+            "--output-type",
+            help="VCF, bgzipped VCF, BCF, or a table.",
+            show_default="by the name of OUT, else v",
         ),
     ] = None,
     model: Model = None,
@@ -67,10 +87,42 @@ def score_variants(
             show_default="the model's context, at most 8192",
         ),
     ] = None,
+    tile: Annotated[
+        bool, typer.Option("--tile", help="Windows on a grid, shared by neighbours: for dense variants.")
+    ] = False,
+    right_context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="R",
+            min=0,
+            help="Stop so many bases after the variant: another score, and cheaper.",
+            show_default="the window's end",
+        ),
+    ] = None,
     reduce: Annotated[
         Reduce, typer.Option(help="Log-likelihood per base (mean) or of the whole sequence.")
     ] = Reduce.mean,
     strand: Annotated[Strand, typer.Option(help="Strand to read; both takes their mean.")] = Strand.both,
+    all_snvs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGION|BED",
+            help="In place of IN, every single-base change of chr:first-last or of a BED file's regions.",
+        ),
+    ] = None,
+    regions: Annotated[
+        list[str] | None,
+        typer.Option("-r", "--regions", metavar="REGION", help="Only records that overlap chr:first-last."),
+    ] = None,
+    regions_file: Annotated[
+        list[str] | None, typer.Option("-R", "--regions-file", metavar="BED", help="Only records that overlap.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="i/n", help="Part i of n of the records; `cat` joins the outputs.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a killed run stopped; keep what is done if this one stops.")
+    ] = False,
     batch_tokens: Annotated[
         int | None,
         typer.Option(
@@ -96,61 +148,112 @@ def score_variants(
     SPANNING_DELETION  ALT is *
     BREAKEND SYMBOLIC  ALT is no sequence but A[chr2:5[ or <DEL>
     AMBIGUOUS          ALT, REF or the reference under it has a letter other than A C G T
-    TOO_LONG           ALT or REF is longer than half of the window
+    TOO_LONG           ALT or REF is longer than half of the window (a quarter with --tile)
     NO_CONTIG          the reference has no such contig
     OFF_END            REF reaches beyond the contig
     REF_MISMATCH       REF is not what the reference has there
     """
-    import time
-    from collections import Counter
-
     import pysam
     import torch
 
     from evo2cli import annotation
     from evo2cli.assembly import check_lengths, check_statuses
     from evo2cli.io.fasta import open_reference
-    from evo2cli.io.outputs import open_output
-    from evo2cli.io.streams import Input
-    from evo2cli.io.vcf import VcfReader
     from evo2cli.models import open_model
     from evo2cli.provenance import provenance
-    from evo2cli.scoring import default_window
-    from evo2cli.scoring import score_variants as score
+    from evo2cli.scoring import Scorer, Settings, default_batch_tokens, default_window
+    from evo2cli.scoring_run import Run, Scored
+    from evo2cli.sharding import Ranks, Shard
+    from evo2cli.sinks import open_sink
+    from evo2cli.variant_source import VariantSource
+    from evo2cli.variants import Windows
 
     pysam.set_verbosity(0)  # what matters of htslib's messages is said in ours
     if threads:
         torch.set_num_threads(threads)
     kind = output_type or _format_of(output)
-    header, lines = annotation.TABLE if kind is Format.tsv else annotation.VCF
-    statuses: Counter = Counter()
-    records = 0
-    with Input(variants) as source, open_output(output, bgzip=kind is Format.z, index=kind is Format.z) as out:
-        reader = VcfReader(source)
-        reference = open_reference(fasta or _reference_of(reader))
+    layout = annotation.LAYOUTS[kind]
+    ranks, part = Ranks.here(), Shard.parse(shard) if shard else Shard()
+    sharded = part.of * ranks.count > 1
+    _require_files(variants, output, resume=resume, sharded=sharded, ranks=ranks.count)
+    if ranks.rank > 0:
+        set_level(logging.WARNING)
+    with ExitStack() as stack:
+        source = stack.enter_context(VariantSource(variants, all_snvs, regions or [], regions_file or []))
+        sink = stack.enter_context(open_sink(output, kind, ranks, resume=resume))
+        reference = open_reference(source.reference_path(fasta))
+        reader = source.open(reference)
         check_lengths(reader, reference)
-        net = open_model(model, config=model_config, device=device, dtype=dtype.value)
-        settings: dict[str, Any] = {
-            "window": window or default_window(net),
-            "reduce": reduce.value,
-            "strand": strand.value,
-        }
-        if settings["window"] > net.config.context:
-            log.warning(f"--window {window} is more than the {net.config.context} bases that the model was trained for")
+        net = open_model(model, config=model_config, device=ranks.device(device), dtype=dtype.value)
+        width = window or default_window(net)
+        if width > net.config.context:
+            log.warning(f"--window {width} is more than the {net.config.context} bases that the model was trained for")
+        settings = Settings(
+            Windows(width, tile), reduce.value, strand.value, right_context, batch_tokens or default_batch_tokens(net)
+        )
         weights: Any = net.source
-        origin = {"model": weights.name, "checksum": f"sha256:{weights.checksum}", "reference": reference.path}
-        out.write(header(reader, provenance(**origin, **settings)))
-        start = time.perf_counter()
+        facts = {"model": weights.name, "checksum": f"sha256:{weights.checksum}", "reference": reference.path}
+        facts |= _described(settings)
+        first, end = 0, None
+        if sharded:
+            total = source.count(reference)
+            first, end = part.part(ranks.rank + 1, ranks.count).span(total, settings.group_size)
+        records = islice(reader, first, end)
+        run = Run(Scorer(net, settings), reference, layout, first)
+        progress = sink.begin({**facts, **_circumstances(net, settings), "format": kind.value, "records": [first, end]})
+        for _ in run.skip(records, progress, reader.name):
+            pass
+        if not progress and ranks.rank == 0 and (part.number == 1 or kind in (Format.b, Format.parquet)):
+            sink.write(layout.header(reader, provenance(**facts)))
         with progress_bar("scoring", beside=output) as advance:
-            for record, result in score(reader, reference, net, batch_tokens=batch_tokens, **settings):
-                out.write(lines(record, result))
-                statuses.update(result.statuses)
-                records += 1
-                advance(reader.fraction_read, f"{records:,} variants")
-        seconds = time.perf_counter() - start
-    check_statuses(statuses, reference)
-    counts = "".join(f", {status.value} {count:,}" for status, count in statuses.most_common())
-    log.info(f"{records:,} variants in {seconds:.1f} s, {records / seconds:.3g} a second{counts}")
+
+            def done(scored: Scored) -> None:
+                tally = run.tally
+                share = reader.fraction_read() if end is None else tally.records / max(end - first, 1)
+                advance(share, f"{tally.records:,} variants, {tally.records / tally.seconds:.3g}/s")
+
+            run.score(records, sink, done)
+        ranks.wait()
+        if ranks.rank == 0:
+            tally = sink.gather(run.tally)
+            sink.deliver(index=part.of == 1)
+            check_statuses(tally.statuses, reference)
+            log.info(tally.summary())
+        ranks.wait()
+
+
+def _require_files(variants: str | None, output: str, *, resume: bool, sharded: bool, ranks: int) -> None:
+    if sharded and variants == "-":
+        raise UsageError("a shard needs the number of all records, which a pipe does not tell; name a file")
+    if output == "-" and (resume or ranks > 1):
+        raise UsageError(f"{'--resume' if resume else 'torchrun'} needs a file to write to; name it with -o")
+
+
+def _described(settings: "Settings") -> dict[str, Any]:
+    """The settings as provenance tells them; what is not used is not told."""
+    facts: dict[str, Any] = {"window": settings.windows.width, "reduce": settings.reduce, "strand": settings.strand}
+    if settings.windows.tiled:
+        facts["tile"] = "yes"
+    if settings.right_context is not None:
+        facts["right_context"] = settings.right_context
+    return facts
+
+
+def _circumstances(net: Any, settings: "Settings") -> dict[str, Any]:
+    """What else the last digits of a score depend on."""
+    import torch
+
+    from evo2cli.version import __version__
+
+    weight = next(net.parameters())
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "device": weight.device.type,
+        "dtype": str(weight.dtype),
+        "threads": torch.get_num_threads(),
+        "batch_tokens": settings.batch_tokens,
+    }
 
 
 def _format_of(name: str) -> Format:
@@ -160,14 +263,3 @@ def _format_of(name: str) -> Format:
     if "." in os.path.basename(name):
         raise UsageError(f"the name {name} tells no format ({', '.join(_FORMATS)}); rename it or give -O")
     return Format.v
-
-
-def _reference_of(reader: "VcfReader") -> str:
-    named = reader.reference
-    if named is None:
-        raise UsageError("no reference genome; give it with -f, or set EVO2_FASTA")
-    for path in (named, os.path.join(os.path.dirname(reader.name), named)):
-        if os.path.exists(path):
-            log.info(f"the reference is {path}, from the header of {reader.name}")
-            return path
-    raise UserError(f"{named}, the reference in the header of {reader.name}, does not exist; give it with -f")

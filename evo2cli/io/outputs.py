@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ def open_output(path: str, *, bgzip: bool = False, index: bool = False) -> Itera
         with _Flushing(file) as stream, _compressed(stream, bgzip) as out:
             yield out
         return
-    with _replacing(Path(os.path.realpath(path))) as temporary:
+    with replacing(Path(os.path.realpath(path))) as temporary:
         with io.BufferedWriter(_create(str(temporary), path)) as buffer, _compressed(buffer, bgzip) as out:
             yield out
         if index:
@@ -67,8 +68,8 @@ def _compressed(stream: BinaryIO, bgzip: bool) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A temporary path that takes the place of `target` in the end, and its index that of the target's index."""
+def replacing(target: Path) -> Iterator[Path]:
+    """A temporary path whose file takes the place of `target` in the end, and its index that of the target's index."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     indexes = [(Path(f"{temporary}{suffix}"), Path(f"{target}{suffix}")) for suffix in _INDEXES]
     try:
@@ -84,6 +85,12 @@ def _replacing(target: Path) -> Iterator[Path]:
             leftover.unlink(missing_ok=True)
 
 
+def copy_vcf(text: Path, target: str, *, index: bool) -> None:
+    """Bgzip the VCF in the file `text` to the file `target`, and index it if asked to."""
+    with open_output(target, bgzip=True, index=index) as out, open(text, "rb") as file:
+        shutil.copyfileobj(file, out, 2**20)
+
+
 def _index(vcf: Path, shown: str) -> None:
     for suffix in _INDEXES:
         try:
@@ -93,4 +100,9 @@ def _index(vcf: Path, shown: str) -> None:
             return
         except OSError as error:
             log.debug("no %s index: %s", suffix, error)
-    log.warning("%s has no index because its records are not sorted; sort it with: bcftools sort", shown)
+    warn_of_no_index(shown)
+
+
+def warn_of_no_index(path: str) -> None:
+    """Say why the output `path` has no index, and what to do."""
+    log.warning("%s has no index because its records are not sorted; sort it with: bcftools sort", path)

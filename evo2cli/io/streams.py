@@ -43,7 +43,7 @@ class Input:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not sys.stdin.buffer:  # closing it would wait for a thread that is reading from it
+        if self.size is not None:  # closing a pipe would wait for a thread that is reading from it
             self._file.close()
 
     def _require_end_block(self) -> None:
@@ -88,4 +88,5 @@ def _open_file(path: str) -> io.BufferedReader:
 def _standard_input() -> io.BufferedReader:
     if sys.stdin.isatty():
         raise UsageError("standard input is a terminal; name a file, or pipe one in")
-    return cast(io.BufferedReader, sys.stdin.buffer)
+    # Python's own buffer cannot be left to a thread that may still wait for input when the process ends.
+    return open(os.dup(sys.stdin.fileno()), "rb")

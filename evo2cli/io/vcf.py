@@ -4,12 +4,13 @@ Records never pass through a pysam writer: it refuses valid files whose header d
 and adds fields of its own. htslib reads BCF and contig lines here; of a text record only the fixed columns are split.
 """
 
+import gzip
 import logging
 import os
 import shutil
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import BinaryIO
@@ -18,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import pysam
 
 from evo2cli.errors import UserError
+from evo2cli.io.regions import Regions
 from evo2cli.io.streams import Input, readable
 from evo2cli.variants import Variant
 
@@ -54,15 +56,17 @@ class VcfRecord(Variant):
 
 
 class VcfReader:
-    """The records of a VCF or BCF file in their order; iterate over it once.
+    """The records of VCF lines in their order; iterate over it once.
 
-    `header` has the header's lines, each with its line end; a missing ##fileformat or #CHROM line has been added.
+    `name` is what messages call the file. `header` has the header's lines, each with its line end; a missing
+    ##fileformat or #CHROM line has been added. `fraction_read()` is how much has been read, 0 to 1, None where that is
+    not known.
     """
 
-    def __init__(self, source: Input):
-        self.name = source.name
-        self._source = source
-        self._lines = enumerate(_lines(source), start=1)
+    def __init__(self, name: str, lines: Iterable[bytes], fraction_read: Callable[[], float | None] = lambda: None):
+        self.name = name
+        self.fraction_read = fraction_read
+        self._lines = enumerate(lines, start=1)
         self.header: list[bytes] = []
         self._first: list[tuple[int, bytes]] = []
         for number, line in self._lines:
@@ -103,11 +107,6 @@ class VcfReader:
             if os.path.isfile(value):
                 return value
         return None
-
-    @property
-    def fraction_read(self) -> float | None:
-        """How much of the file has been read, 0 to 1; None for a pipe."""
-        return self._source.tell() / self._source.size if self._source.size else None
 
     def __iter__(self) -> Iterator[VcfRecord]:
         for number, line in chain(self._first, self._lines):
@@ -152,6 +151,72 @@ class VcfReader:
     def _meta(self, key: bytes) -> list[str]:
         start = b"##" + key + b"="
         return [line.decode("utf-8", "replace").strip() for line in self.header if line.startswith(start)]
+
+
+def read_vcf(source: Input) -> VcfReader:
+    """The records of a VCF or BCF file."""
+    size = source.size
+    return VcfReader(source.name, _lines(source), lambda: source.tell() / size if size else None)
+
+
+def within(reader: VcfReader, source: Input, regions: Regions) -> VcfReader:
+    """The records that overlap regions, of what `reader` reads from `source` and has not begun to; in the same order.
+
+    Only what lies in the regions is read where the file has an index.
+    """
+    index = next((source.name + end for end in (".tbi", ".csi") if os.path.exists(source.name + end)), None)
+    if index is None or source.size is None:
+        log.info("%s has no index, so all of it is read to find the regions", source.name)
+        return _Overlapping(reader, regions)
+    return _Overlapping(
+        VcfReader(reader.name, chain(reader.header, _indexed_lines(source.name, index, regions))), regions
+    )
+
+
+class _Overlapping(VcfReader):
+    """The records of another reader that overlap regions."""
+
+    def __init__(self, reader: VcfReader, regions: Regions):
+        self.name, self.header, self.fraction_read = reader.name, reader.header, reader.fraction_read
+        self._all, self._regions = reader, regions
+
+    def __iter__(self) -> Iterator[VcfRecord]:
+        return (r for r in self._all if self._regions.overlap(r.contig, r.position, r.position + max(len(r.ref), 1)))
+
+
+def _indexed_lines(path: str, index: str, regions: Regions) -> Iterator[bytes]:
+    """Each line that overlaps the regions, once, in the file's order."""
+    if os.path.getmtime(index) < os.path.getmtime(path):
+        raise UserError(f"the index {index} is older than {path}; renew it with: bcftools index -f {path}")
+    try:
+        with open(path, "rb") as file:
+            is_bcf = gzip.GzipFile(fileobj=file).read(4) == b"BCF\2"
+        yield from (_bcf_fetch if is_bcf else _vcf_fetch)(path, index, regions)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} by its index {index} ({error}); make the index again") from None
+
+
+def _vcf_fetch(path: str, index: str, regions: Regions) -> Iterator[bytes]:
+    with pysam.TabixFile(path, index=index, encoding="latin-1") as file:
+        for contig in file.contigs:
+            last = -1
+            for start, end in regions.of(contig):
+                for line in file.fetch(contig, start, end):
+                    position = int(line.split("\t", 2)[1]) - 1
+                    if position >= last:  # otherwise it began before the last region ended, and has been there already
+                        yield line.encode("latin-1") + b"\n"
+                last = end
+
+
+def _bcf_fetch(path: str, index: str, regions: Regions) -> Iterator[bytes]:
+    with pysam.VariantFile(path, index_filename=index) as file:
+        for contig in file.header.contigs:
+            last = -1
+            for start, end in regions.of(str(contig)):
+                for record in file.fetch(str(contig), start, end):
+                    if record.start >= last:
+                        yield str(record).encode()
+                last = end
 
 
 def _lines(source: Input) -> Iterator[bytes]:

@@ -220,9 +220,9 @@ def test_the_format_follows_the_name_or_the_option(evo2, tmp_path, vcf, fasta):
     assert gzip.decompress(evo2("score-variants", vcf, "-f", fasta, "-O", "z").out).startswith(b"##fileformat")
     evo2("score-variants", vcf, "-f", fasta, "-O", "v", "-o", tmp_path / "text.gz")
     assert (tmp_path / "text.gz").read_bytes().startswith(b"##fileformat")
-    unknown = evo2("score-variants", vcf, "-f", fasta, "-o", tmp_path / "out.parquet")
+    unknown = evo2("score-variants", vcf, "-f", fasta, "-o", tmp_path / "out.xlsx")
     assert (unknown.code, unknown.err.count("\n")) == (2, 1)
-    assert not (tmp_path / "out.parquet").exists()
+    assert not (tmp_path / "out.xlsx").exists()
 
 
 def test_the_table_has_a_row_for_each_alt(evo2, tmp_path, vcf, fasta):

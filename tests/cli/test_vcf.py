@@ -8,7 +8,7 @@ from pysam import bcftools
 
 from evo2cli.errors import UserError
 from evo2cli.io.streams import Input
-from evo2cli.io.vcf import VcfReader, VcfRecord
+from evo2cli.io.vcf import VcfReader, VcfRecord, read_vcf
 
 COLUMNS = b"#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
 HEADER = b"##fileformat=VCFv4.3\n##contig=<ID=c1,length=83>\n"
@@ -22,7 +22,7 @@ def read(tmp_path):
         path = tmp_path / name
         path.write_bytes(data)
         with Input(str(path)) as source:
-            reader = VcfReader(source)
+            reader = read_vcf(source)
             return reader, list(reader)
 
     return read
@@ -195,8 +195,8 @@ def test_the_fraction_read_grows_to_one(tmp_path):
     path = tmp_path / "in.vcf"
     path.write_bytes(VCF + RECORD * 20000)
     with Input(str(path)) as source:
-        reader = VcfReader(source)
-        fractions = [reader.fraction_read for _ in reader]
+        reader = read_vcf(source)
+        fractions = [reader.fraction_read() for _ in reader]
     assert fractions == sorted(fractions)
     assert fractions[0] < 0.1
     assert fractions[-1] == 1
