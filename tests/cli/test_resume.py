@@ -161,19 +161,8 @@ PROGRAM = (
     "import sys; from evo2cli.app import main; sys.argv[1:], args = ['COMMAND'], sys.argv[1:]; sys.exit(main(args))"
 )
 EVO2 = [sys.executable, "-c", PROGRAM]
-ARGUMENTS = [
-    "score-variants",
-    "in.vcf",
-    "-f",
-    "ref.fa",
-    "--model",
-    "model",
-    "--window",
-    "64",
-    "--batch-tokens",
-    "64",
-    "-q",
-]
+ARGUMENTS = ["score-variants", "in.vcf", "-f", "ref.fa", "--model", "model", "-q"]
+ARGUMENTS += ["--window", "64", "--batch-tokens", "64"]
 
 
 @pytest.mark.slow
