@@ -95,6 +95,7 @@ def embed(
 
     import torch
 
+    from evo2cli.chunks import chunk_length
     from evo2cli.embedding import embed as pieces_of
     from evo2cli.embedding import find_layers
     from evo2cli.embedding import pool as pooled
@@ -114,7 +115,7 @@ def embed(
         window = net.config.context if window is None else window
         overlap = window // 4 if overlap is None else overlap
         if cp > 1:  # a window is split over the processes, which would have to share their states to go on
-            chunk = max(chunk * cp, window)
+            chunk = max((chunk or chunk_length(net)) * cp, window)
         if window and overlap >= window:
             raise UsageError(f"--overlap {overlap} must be less than --window {window}")
 
