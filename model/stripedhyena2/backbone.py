@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stripedhyena2.config import Config
+from hyena_kernels.swr.state import start as swr_start
+from stripedhyena2.config import PHALANX_HEAD, Config
 from stripedhyena2.linear import Linear, linear
 from stripedhyena2.mixers import MIXERS
-from stripedhyena2.state import AttentionState, HyenaState, LayerState, ModelState
+from stripedhyena2.state import AttentionState, HyenaState, LayerState, ModelState, PhalanxState
 
 
 class RMSNorm(nn.Module):
@@ -47,18 +48,19 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x = x + mixer(norm1(x)); x = x + mlp(norm2(x))."""
+    """x = x + mixer(norm1(x)); x = x + mlp(norm2(x)), the second where the model has feed-forward layers."""
 
     def __init__(self, c: Config, layer: int):
         super().__init__()
-        self.norm1, self.norm2 = RMSNorm(c.d_model, c.eps), RMSNorm(c.d_model, c.eps)
-        self.mixer = MIXERS[c.layout[layer]](c)
-        self.mlp = GatedMLP(c, c.mlp_activation(layer))
+        self.norm1, self.mixer = RMSNorm(c.d_model, c.eps), MIXERS[c.layout[layer]](c)
+        self.mlp = None
+        if c.d_mlp > 0:
+            self.norm2, self.mlp = RMSNorm(c.d_model, c.eps), GatedMLP(c, c.mlp_activation(layer))
 
     def forward(self, x: Tensor, state: Any) -> tuple[Tensor, LayerState]:
         y, state = self.mixer(self.norm1(x), state)
         x = x + y
-        return x + self.mlp(self.norm2(x)), state
+        return (x if self.mlp is None else x + self.mlp(self.norm2(x))), state
 
 
 class StripedHyena2(nn.Module):
@@ -134,6 +136,8 @@ class StripedHyena2(nn.Module):
         c, w = self.config, self.embedding.weight
         if letter == "*":
             return AttentionState.within(w.new_empty(B, room, 2, c.n_heads, c.head_dim))
+        if letter == "P":
+            return PhalanxState(swr_start(w.new_empty(B, 0, c.phalanx_heads, PHALANX_HEAD)))
         featurizer = w.new_zeros(B, c.featurizer_len - 1, 3 * c.d_model)
         if letter == "H":
             modes = torch.promote_types(w.dtype, torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,23 @@ import yaml
 
 from stripedhyena2.errors import ConfigError
 
-LAYERS = {"S": "Hyena-SE", "D": "Hyena-MR", "H": "Hyena-LI", "*": "attention"}
+LAYERS = {"S": "Hyena-SE", "D": "Hyena-MR", "H": "Hyena-LI", "*": "attention", "P": "Phalanx"}
+PHALANX_HEAD = 16
+"""Channels of a head of a Phalanx layer."""
 
 
 @dataclass(frozen=True)
 class Config:
     """Shape and constants of a model (arXiv:2503.01868 and the published Evo 2 configurations).
 
-    `layout` holds one letter a layer: S Hyena-SE, D Hyena-MR, H Hyena-LI, * attention.
+    `layout` holds one letter a layer: S Hyena-SE, D Hyena-MR, H Hyena-LI, * attention, P Phalanx.
     """
 
     layout: str
     d_model: int
     n_heads: int
     d_mlp: int
+    """Width of the feed-forward layers; 0 for blocks without one, mixers alone."""
     se_groups: int
     mr_groups: int
     vocab_size: int = 512
@@ -32,6 +36,8 @@ class Config:
     se_len: int = 7
     mr_len: int = 128
     n_modes: int = 16
+    phalanx_kv_heads: int | None = None
+    """How many heads' gates a Phalanx layer has, shared by its heads; None: every head its own."""
     rotary_base: float = 1e4
     rotary_scale: float = 1.0
     """Positions are divided by this (position interpolation of context-extended models)."""
@@ -57,13 +63,21 @@ class Config:
         known = ", ".join(f"{letter} ({name})" for letter, name in LAYERS.items())
         demand(bool(self.layout), "the layout is empty; give one letter a layer: " + known)
         demand(not wrong, f"unknown layer {''.join(wrong)!r} in layout {self.layout!r}; known: {known}")
-        for name in ("d_model", "n_heads", "d_mlp", "se_groups", "mr_groups", "vocab_size", "n_modes", "context"):
+        for name in ("d_model", "n_heads", "se_groups", "mr_groups", "vocab_size", "n_modes", "context"):
             demand(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        demand(self.d_mlp >= 0, f"d_mlp must be at least 0, not {self.d_mlp}")
         for name in ("n_heads", "se_groups", "mr_groups"):
             n = getattr(self, name)
             demand(self.d_model % n == 0, f"d_model {self.d_model} does not divide into {n} ({name}); change either")
         demand("*" not in self.layout or self.head_dim % 2 == 0, f"the head size {self.head_dim} must be even")
+        if "P" in self.layout:
+            self._check_phalanx(demand)
         demand(self.activation in ("gelu", "silu"), f"unknown activation {self.activation!r}; use gelu or silu")
+
+    def _check_phalanx(self, demand: Callable[[bool, str], None]) -> None:
+        D, heads, kv = self.d_model, self.phalanx_heads, self.phalanx_kv_heads
+        demand(D % PHALANX_HEAD == 0, f"d_model {D} is no multiple of {PHALANX_HEAD}, as Phalanx layers (P) need")
+        demand(kv is None or (kv >= 1 and heads % kv == 0), f"{heads} Phalanx heads do not share {kv} phalanx_kv_heads")
 
     @property
     def n_layers(self) -> int:
@@ -72,6 +86,10 @@ class Config:
     @property
     def head_dim(self) -> int:
         return self.d_model // self.n_heads
+
+    @property
+    def phalanx_heads(self) -> int:
+        return self.d_model // PHALANX_HEAD
 
     def mlp_activation(self, layer: int) -> str:
         """The activation of a layer's MLP: gelu, silu or identity."""

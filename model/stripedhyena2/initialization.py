@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from stripedhyena2.backbone import GatedMLP, RMSNorm, StripedHyena2
 from stripedhyena2.config import Config
 from stripedhyena2.mixers import Attention, Hyena, HyenaLI, HyenaMR, HyenaSE
+from stripedhyena2.phalanx import Phalanx
 
 MR_SCALE = 1e-5
 """Hyena-MR filters start near zero: the layer starts as its skip."""
@@ -39,7 +40,7 @@ def _initialize(model: StripedHyena2, g: torch.Generator) -> None:
         elif isinstance(module, RMSNorm):
             module.scale.fill_(1)
     for module in model.modules():
-        if isinstance(module, (Hyena, Attention)):
+        if isinstance(module, (Hyena, Attention, Phalanx)):
             module.out_proj.weight.normal_(0, outer, generator=g)
         if isinstance(module, GatedMLP):
             module.w3.weight.normal_(0, outer, generator=g)

@@ -1,4 +1,4 @@
-"""The four mixers: Hyena-SE, Hyena-MR, Hyena-LI and attention. Each maps (x, state) to (y, state), x (B, L, D)."""
+"""Hyena-SE, Hyena-MR, Hyena-LI and attention. Each mixer maps (x, state) to (y, state), x (B, L, D)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hyena_kernels import CoreState
 from stripedhyena2.config import Config
 from stripedhyena2.linear import Linear
 from stripedhyena2.operators import LOCAL, Operators
+from stripedhyena2.phalanx import Phalanx
 from stripedhyena2.state import AttentionState, HyenaState
 
 
@@ -107,4 +108,10 @@ class Attention(nn.Module):
         return self.out_proj(y.reshape(B, L, D)), state
 
 
-MIXERS: dict[str, type[Hyena | Attention]] = {"S": HyenaSE, "D": HyenaMR, "H": HyenaLI, "*": Attention}
+MIXERS: dict[str, type[Hyena | Attention | Phalanx]] = {
+    "S": HyenaSE,
+    "D": HyenaMR,
+    "H": HyenaLI,
+    "*": Attention,
+    "P": Phalanx,
+}

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hyena_kernels import CoreState
+from hyena_kernels import CoreState, SWRState
 from stripedhyena2.errors import CheckpointError
 
 
@@ -36,6 +36,26 @@ class HyenaState:
 
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self.core)
+
+
+@dataclass
+class PhalanxState:
+    """A Phalanx mixer's state: where its recurrence stands in its block of 16 tokens."""
+
+    swr: SWRState
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> PhalanxState:
+        return PhalanxState(SWRState(*(f(t) for t in self.swr)))
+
+    @staticmethod
+    def join(states: list[PhalanxState]) -> PhalanxState:
+        return PhalanxState(SWRState(*(torch.cat(parts) for parts in zip(*(s.swr for s in states), strict=True))))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.swr._asdict()
+
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.swr)
 
 
 class _KVBuffer:
@@ -112,7 +132,7 @@ class AttentionState:
         return self.kv.nbytes
 
 
-LayerState = HyenaState | AttentionState
+LayerState = HyenaState | AttentionState | PhalanxState
 
 
 @dataclass
@@ -157,7 +177,8 @@ class ModelState:
         return sum(s.nbytes() for s in self.layers if s is not None)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What it is made of, by name: `LAYER.featurizer`, `LAYER.conv`, `LAYER.kv`, `LAYER.starts`, `position`."""
+        """What it is made of, by name: `LAYER.featurizer`, `LAYER.conv`, `LAYER.kv`, `LAYER.starts`, those
+        of an SWRState, `position`."""
         named = {"position": torch.tensor(self.position)}
         for i, state in enumerate(self.layers):
             if state is not None:
@@ -176,6 +197,8 @@ class ModelState:
         for _, parts in sorted(by_layer.items()):
             if "kv" in parts:
                 layers.append(AttentionState.of(parts["kv"], parts.get("starts")))
+            elif "product" in parts:
+                layers.append(PhalanxState(SWRState(**parts)))
             else:
                 layers.append(HyenaState((parts["featurizer"], parts["conv"])))
         return cls(layers, int(tensors["position"]))

@@ -62,7 +62,7 @@ def token(a: Tensor, u: Tensor, state: SWRState) -> tuple[Tensor, SWRState]:
     value = torch.addcmul(u[:, 0], a[:, 0, :, None], state.value)
     product = a[:, 0] * state.product
     y = torch.addcmul(value, product[..., None], state.before)
-    return y[:, None], after(value, product, state.before, state.index + 1)
+    return y[:, None], after(value, product, state.before, state.done + 1)
 
 
 def swr(a: Tensor, u: Tensor, state: SWRState | None = None) -> tuple[Tensor, SWRState]:
@@ -72,7 +72,7 @@ def swr(a: Tensor, u: Tensor, state: SWRState | None = None) -> tuple[Tensor, SW
     if L == 1:
         y, end = token(a, u, begin)
         return y.to(dtype), end
-    at = begin.index[:, None] + torch.arange(L, device=u.device)
+    at = begin.done[:, None] + torch.arange(L, device=u.device)
     a, u = padded(a, u) if state is None else continued(a, u, state, at)
     w, g = _Local.apply(a.unflatten(1, (-1, BLOCK)), u.unflatten(1, (-1, BLOCK)))
     carries = torch.cat([begin.before[:, None], w[:, :, -1]], dim=1)  # (B, N + 1, heads, P)

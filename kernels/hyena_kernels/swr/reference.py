@@ -13,5 +13,5 @@ def swr(a: Tensor, u: Tensor, state: SWRState | None = None) -> tuple[Tensor, SW
         value = a_t[..., None] * state.value + u_t
         product = a_t * state.product
         outputs.append(value + product[..., None] * state.before)
-        state = after(value, product, state.before, state.index + 1)
+        state = after(value, product, state.before, state.done + 1)
     return torch.stack(outputs, dim=1).to(u.dtype), state

@@ -21,7 +21,7 @@ class SWRState(NamedTuple):
     """The product of the block's a so far (B, heads); one at a block's start."""
     before: Tensor
     """The local solution at the end of the block before (B, heads, 16)."""
-    index: Tensor
+    done: Tensor
     """How many tokens of the block are done (B,), int64, 0 .. 15."""
 
 

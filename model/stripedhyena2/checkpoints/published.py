@@ -55,7 +55,7 @@ def _by_head(heads: int, t: Tensor) -> Tensor:
 
 
 def entries(c: Config) -> Iterator[Entry]:
-    """Every tensor of a model with this config."""
+    """Every tensor of a model with this config that the published format has a name for."""
     yield Entry("embedding.weight", "embedding_layer.weight")
     yield Entry("norm.scale", "norm.scale")
     if not c.tie_embeddings:
@@ -63,10 +63,19 @@ def entries(c: Config) -> Iterator[Entry]:
     for i, letter in enumerate(c.layout):
         block = f"blocks.{i}."
         yield Entry(f"{block}norm1.scale", f"{block}pre_norm.scale")
-        yield Entry(f"{block}norm2.scale", f"{block}post_norm.scale")
-        for ours, theirs in (("w1", "l1"), ("w2", "l2"), ("w3", "l3")):
-            yield Entry(f"{block}mlp.{ours}.weight", f"{block}mlp.{theirs}.weight")
-        yield from _attention(c, block) if letter == "*" else _hyena(c, block, letter)
+        if c.d_mlp > 0:
+            yield Entry(f"{block}norm2.scale", f"{block}post_norm.scale")
+            for ours, theirs in (("w1", "l1"), ("w2", "l2"), ("w3", "l3")):
+                yield Entry(f"{block}mlp.{ours}.weight", f"{block}mlp.{theirs}.weight")
+        if letter != "P":
+            yield from _attention(c, block) if letter == "*" else _hyena(c, block, letter)
+
+
+def demand_published(c: Config) -> None:
+    """Raise CheckpointError unless the published format can hold models with this config."""
+    if "P" in c.layout or c.d_mlp == 0:
+        what = "Phalanx layers (P)" if "P" in c.layout else "blocks without feed-forward layers"
+        raise CheckpointError(f"the published format has no {what}; use a native checkpoint")
 
 
 def _hyena(c: Config, block: str, letter: str) -> Iterator[Entry]:
@@ -127,6 +136,7 @@ def read_dict(path: str | Path) -> dict[str, Any]:
 
 def open_checkpoint(path: str | Path, config: Config) -> dict[str, Callable[[], Tensor]]:
     """A reader for each native tensor; the file's keys must be just those of the config."""
+    demand_published(config)
     state = read_dict(path)
     by_name = {e.published: e for e in entries(config)}
     missing = sorted(by_name.keys() - state.keys())
@@ -180,6 +190,7 @@ def refine(config: Config, tensors: dict[str, Callable[[], Tensor]]) -> Config:
 
 def save(path: str | Path, config: Config, tensors: dict[str, Tensor]) -> None:
     """Write a published-format file: tensors by native name; written under a temporary name, then renamed."""
+    demand_published(config)
     state = {e.published: e.save(tensors[e.native]).contiguous() for e in entries(config)}
     if config.tie_embeddings:
         state["unembed.weight"] = state["embedding_layer.weight"]
