@@ -138,6 +138,9 @@ class Config:
             ("hcl_filter_groups", c["hidden_size"]),
             ("proj_groups", 1),
             ("column_split_hyena", False),
+            ("hyena_flip_x1x2", False),
+            ("interleave", True),
+            ("column_split", True),
         ):
             if c.get(field, wanted) != wanted:
                 raise ConfigError(f"{field} {c[field]} is not supported, only {wanted}")
@@ -166,6 +169,48 @@ class Config:
             attention_out_bias=c["mha_out_proj_bias"],
             fp8_projections=c.get("use_fp8_input_projections", False),
         )
+
+    def to_published(self) -> str:
+        """The text of a published-style YAML of which `from_published` makes this config."""
+        kinds = {"attn": "*", "hcl": "H", "hcm": "D", "hcs": "S"}
+        fields: dict[str, Any] = {
+            f"{kind}_layer_idxs": [i for i, x in enumerate(self.layout) if x == letter]
+            for kind, letter in kinds.items()
+        }
+        fields |= {
+            "num_layers": self.n_layers,
+            "hidden_size": self.d_model,
+            "num_filters": self.d_model,
+            "num_attention_heads": self.n_heads,
+            "inner_mlp_size": self.d_mlp,
+            "hcs_filter_groups": self.se_groups,
+            "hcm_filter_groups": self.mr_groups,
+            "hcl_filter_groups": self.d_model,
+            "vocab_size": self.vocab_size,
+            "short_filter_length": self.featurizer_len,
+            "hcs_filter_length": self.se_len,
+            "hcm_filter_length": self.mr_len,
+            "state_size": self.n_modes,
+            "rotary_emb_base": self.rotary_base,
+            "use_interpolated_rotary_pos_emb": self.rotary_scale != 1.0,
+            "rotary_emb_scaling_factor": self.rotary_scale,
+            "max_seqlen": self.context,
+            "eps": self.eps,
+            "tie_embeddings": self.tie_embeddings,
+            "evo2_style_activations": self.evo2_activations,
+            "mlp_activation": self.activation,
+            "qkv_proj_bias": self.proj_bias,
+            "short_filter_bias": self.featurizer_bias,
+            "hyena_out_proj_bias": self.hyena_out_bias,
+            "mha_out_proj_bias": self.attention_out_bias,
+            "use_fp8_input_projections": self.fp8_projections,
+            "interleave": True,
+            "column_split": True,
+            "column_split_hyena": False,
+            "hyena_flip_x1x2": False,
+            "final_norm": True,
+        }
+        return yaml.safe_dump(fields, sort_keys=False)
 
 
 def _evo2(n_layers: int, attention: tuple[int, ...], **fields: Any) -> Config:

@@ -146,7 +146,7 @@ def test_without_a_seed_torchs_random_numbers_decide(evo2_model):
 def test_wrong_requests(evo2_model):
     with pytest.raises(UserError, match="prompt 1 is empty"):
         evo2_model.generate(["A", ""])
-    with pytest.raises(CheckpointError, match="no checkpoint of evo2_7b here"):
+    with pytest.raises(CheckpointError, match="no checkpoint at evo2_7b"):
         Evo2()
     with pytest.raises(CheckpointError, match="does not fit"):
         Evo2("evo2_1b_base", local_path=str(DATA / "sdh-attn-d64.pt"))

@@ -1,14 +1,20 @@
 """Checkpoints: round trips keep every bit, and what does not fit is refused with a reason."""
 
+import io
 import json
+import os
 import pickle
+import shutil
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from stripedhyena2 import CheckpointError, Config, ConfigError, load_model, preset, save_model
-from stripedhyena2.checkpoints import native, published, running_tensors
+from stripedhyena2 import PRESETS, CheckpointError, Config, ConfigError, load_model, preset, save_model
+from stripedhyena2.checkpoints import native, open_checkpoint, published, running_tensors
+from stripedhyena2.checkpoints.conversion import convert
 from stripedhyena2.initialization import new_model, prepare_for_training
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"
@@ -18,6 +24,12 @@ PT, YML = DATA / "evo2-like-d96.pt", DATA / "evo2-like-d96.yml"
 @pytest.fixture(scope="module")
 def model():
     return load_model(PT, config=YML)
+
+
+def contents(path):
+    """The dict of a published file, read by torch alone."""
+    with torch.serialization.safe_globals([io.BytesIO]):
+        return torch.load(path, weights_only=True)
 
 
 def same(a, b):
@@ -58,7 +70,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(model, tmp_path):
 def test_published_round_trip_keeps_every_bit(model, tmp_path):
     published.save(tmp_path / "m.pt", model.config, dict(running_tensors(model)))
     assert same(model, load_model(tmp_path / "m.pt", config=model.config))
-    before, after = published.read_dict(PT), published.read_dict(tmp_path / "m.pt")
+    before, after = contents(PT), contents(tmp_path / "m.pt")
     tensors = {k for k, v in before.items() if isinstance(v, torch.Tensor)}
     assert tensors == after.keys()
     for key in tensors:
@@ -87,12 +99,13 @@ def refuse(path, match, config=YML):
 
 
 def test_missing_unknown_and_misshapen_keys_are_named(tmp_path):
-    whole = published.read_dict(PT)
+    whole = contents(PT)
     refuse(write(tmp_path, {k: v for k, v in whole.items() if k != "norm.scale"}), r"lacks 1 keys \(norm.scale\)")
     refuse(write(tmp_path, whole | {"norm.scael": whole["norm.scale"]}), "nearest known name norm.scale")
     refuse(write(tmp_path, whole | {"norm.scale": torch.ones(95)}), r"norm.scale has shape \(95,\).*\(96,\)")
     refuse(
-        write(tmp_path, whole | {"blocks.0.filter.h": torch.ones(6, 7)}), "blocks.0.filter.h has the unexpected shape"
+        write(tmp_path, whole | {"blocks.0.filter.h": torch.ones(6, 7)}),
+        r"unexpected shape of blocks.0.filter.h \(6, 7\)",
     )
     refuse(write(tmp_path, whole | {"unembed.weight": whole["unembed.weight"] + 1}), "differs from the embedding")
 
@@ -100,7 +113,9 @@ def test_missing_unknown_and_misshapen_keys_are_named(tmp_path):
 def test_the_mlp_width_of_the_tensors_wins(tmp_path):
     narrow = tmp_path / "c.yml"
     narrow.write_text(YML.read_text().replace("inner_mlp_size: 256", "inner_mlp_size: 128"))
-    assert load_model(PT, config=narrow).config.d_mlp == 256
+    opened = open_checkpoint(PT, narrow)
+    assert opened.config.d_mlp == 256
+    assert "MLPs of width 256, not 128" in opened.remarks[0]
 
 
 class Bomb:
@@ -116,6 +131,13 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, monkeypatch):
     refuse(tmp_path / "raw.pt", "raw.pt")
     assert not (tmp_path / "exploded").exists()
     refuse(write(tmp_path, [1, 2]), "no dict of named tensors")
+    with zipfile.ZipFile(tmp_path / "other.pt", "w") as other:
+        other.writestr("a/readme.txt", "hello")
+    refuse(tmp_path / "other.pt", "a zip file but no checkpoint")
+    with zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as small, zipfile.ZipFile(PT) as plain:
+        for name in plain.namelist():
+            small.writestr(name, plain.read(name))
+    refuse(tmp_path / "small.pt", "its records are compressed")
     (tmp_path / "cut.pt").write_bytes(PT.read_bytes()[:100_000])
     refuse(tmp_path / "cut.pt", "not a readable checkpoint")
     (tmp_path / "text.pt").write_text("ACGT")
@@ -126,8 +148,38 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, monkeypatch):
     refuse(tmp_path / "dir", "version 99", config=None)
 
 
-def test_a_name_without_preset_asks_for_a_configuration():
-    refuse(PT, "give its configuration", config=None)
+def test_a_name_without_preset_asks_for_a_configuration(tmp_path):
+    lone = shutil.copy(PT, tmp_path)
+    refuse(lone, "give its configuration: a preset or a YAML", config=None)
+    shutil.copy(YML, tmp_path)
+    assert load_model(lone).config == Config.from_published(YML)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_written_configuration_reads_as_the_same(name, tmp_path):
+    (tmp_path / "c.yml").write_text(preset(name).to_published())
+    assert Config.from_published(tmp_path / "c.yml") == preset(name)
+
+
+def test_the_wrong_preset_names_the_right_one(tmp_path):
+    right, wrong = preset("prok-mini"), preset("50m")
+    published.save(tmp_path / "m.pt", right, dict(running_tensors(new_model(right, 0))))
+    refuse(tmp_path / "m.pt", "lacks .* keys.*its tensors fit prok-mini", config=wrong)
+    refuse(tmp_path / "m.pt", r"a preset \(its tensors fit prok-mini\)", config=None)
+    refuse(tmp_path / "m.pt", r"embedding_layer.weight has shape \(512, 128\)", config=replace(right, d_model=64))
+
+
+def test_the_loaded_model_keeps_no_file_open(tmp_path):
+    """Nor mapped: removing or overwriting the file changes nothing."""
+    published_file = Path(shutil.copy(PT, tmp_path))
+    opened = open_checkpoint(published_file, YML)
+    convert(opened, "native", tmp_path / "native")
+    maps = Path("/proc/self/maps")
+    models = [load_model(published_file, config=YML), load_model(tmp_path / "native")]
+    assert same(*models)
+    if maps.exists():
+        assert str(tmp_path) not in maps.read_text()
+        assert not [fd for fd in Path("/proc/self/fd").iterdir() if str(tmp_path) in os.path.realpath(fd)]
 
 
 def test_presets_have_the_published_sizes():

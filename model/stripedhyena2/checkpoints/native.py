@@ -1,12 +1,14 @@
-"""The native format: a directory with `config.json` and `model.safetensors`, under the running model's own names."""
+"""The native format: a directory with `config.json` and safetensors, under the running model's own names.
+
+The weights are in `model.safetensors`, or, where they are large, in shards that `model.safetensors.index.json` lists,
+as everywhere in the safetensors world.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,22 +18,29 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stripedhyena2.checkpoints.lazy import LazyTensor, in_memory
+from stripedhyena2.checkpoints.staging import replacing
 from stripedhyena2.config import Config
 from stripedhyena2.errors import CheckpointError
 
 VERSION = 1
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 2 * 1024**3
+"""Weights of more than this are written in shards of at most this: the writer holds one in memory."""
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def tensor_checksum(t: Tensor) -> str:
     """sha256 of a tensor's bytes."""
-    return hashlib.sha256(t.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
+    flat = t.detach().cpu().contiguous().reshape(-1)
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
 
 
 def save(
     path: str | Path,
     config: Config,
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
     *,
     notes: dict[str, Any] | None = None,
     also: Callable[[Path], None] | None = None,
@@ -41,73 +50,147 @@ def save(
     `notes` (training step, data, licence, ...) is kept in config.json as it is; `also(folder)` may write more files.
 
     Raises:
-        OSError: the disk is full or the place cannot be written; an existing checkpoint is left whole.
+        CheckpointError, OSError: the disk is full or the place cannot be written; an existing checkpoint is left whole.
     """
+    write(path, config, {name: in_memory(name, t) for name, t in tensors.items()}, notes=notes, also=also)
+
+
+def write(
+    path: str | Path,
+    config: Config,
+    tensors: Mapping[str, LazyTensor],
+    *,
+    notes: dict[str, Any] | None = None,
+    fp8_scales: Mapping[str, list[float]] | None = None,
+    also: Callable[[Path], None] | None = None,
+) -> None:
+    """What `save` does, for tensors that may still be on disk: one shard at a time is in memory."""
     path = Path(path)
-    staging = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    about = {
-        "format": "stripedhyena2",
-        "version": VERSION,
-        "config": config.to_dict(),
-        "notes": notes or {},
-        "sha256": {name: tensor_checksum(t) for name, t in tensors.items()},
-    }
-    try:
-        staging.mkdir(parents=True)
-        save_file(tensors, staging / WEIGHTS)
+    with replacing(path, sum(t.nbytes for t in tensors.values())) as staging:
+        staging.mkdir()
+        about = {
+            "format": "stripedhyena2",
+            "version": VERSION,
+            "config": config.to_dict(),
+            "notes": notes or {},
+            "sha256": _write_weights(staging, tensors),
+        }
+        if fp8_scales:
+            about["fp8_scales"] = dict(fp8_scales)
         (staging / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
-        (staging / WEIGHTS).chmod((staging / CONFIG).stat().st_mode)  # safetensors lets only the owner read
+        for file in staging.glob("*.safetensors"):
+            file.chmod((staging / CONFIG).stat().st_mode)  # safetensors lets only the owner read
         if also is not None:
             also(staging)
-        for file in staging.rglob("*"):
-            _sync(file)
-        replace_directory(staging, path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
-def replace_directory(staging: Path, path: Path) -> None:
-    """Rename a finished directory into place, over an older one."""
-    _sync(staging)
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    if path.exists():
-        path.rename(old)
-    staging.rename(path)
-    _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def _write_weights(folder: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
+    """Write the tensors in one file or in shards with an index; returns their checksums by name."""
+    shards = list(_shards(tensors))
+    checksums, weight_map = {}, {}
+    for i, names in enumerate(shards):
+        file = WEIGHTS if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        shard = {name: tensors[name].read().contiguous() for name in names}
+        checksums.update({name: tensor_checksum(t) for name, t in shard.items()})
+        weight_map.update(dict.fromkeys(names, file))
+        save_file(shard, folder / file)
+    if len(shards) > 1:
+        total = sum(t.nbytes for t in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    return checksums
 
 
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _shards(tensors: Mapping[str, LazyTensor]) -> Iterator[list[str]]:
+    names: list[str] = []
+    filled = 0
+    for name, t in tensors.items():
+        if names and filled + t.nbytes > SHARD_BYTES:
+            yield names
+            names, filled = [], 0
+        names.append(name)
+        filled += t.nbytes
+    yield names
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
     """The contents of a native checkpoint's config.json: config, notes, checksums."""
     file = Path(path) / CONFIG
-    try:
-        about = json.loads(file.read_text())
-    except OSError as e:
-        raise CheckpointError(f"{path} is not a native checkpoint: cannot read {CONFIG} ({e.strerror})") from e
-    except ValueError as e:
-        raise CheckpointError(f"{file} is not valid JSON: {e}") from e
-    if not isinstance(about, dict) or about.get("format") != "stripedhyena2":
+    about = _read_json(file, f"{path} is not a native checkpoint")
+    if about.get("format") != "stripedhyena2":
         raise CheckpointError(f"{file} does not describe a StripedHyena 2 checkpoint")
     if about.get("version") != VERSION:
         raise CheckpointError(f"{file} has format version {about.get('version')}, this program reads {VERSION}; update")
     return about
 
 
-def open_checkpoint(path: str | Path) -> tuple[Config, dict[str, Callable[[], Tensor]]]:
-    """The config, and a reader for each tensor."""
-    config = Config.from_dict(read_about(path)["config"])
-    file = Path(path) / WEIGHTS
+def _read_json(file: Path, otherwise: str) -> dict[str, Any]:
     try:
-        weights = safe_open(file, framework="pt")
+        contents = json.loads(file.read_text())
+    except OSError as e:
+        raise CheckpointError(f"{otherwise}: cannot read {file.name} ({e.strerror})") from e
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(f"{file} is not valid JSON: {e}") from e
+    if not isinstance(contents, dict):
+        raise CheckpointError(f"{file} holds no mapping; it is damaged or of another program")
+    return contents
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in order."""
+    folder = Path(path)
+    if not (folder / INDEX).is_file():
+        return [folder / WEIGHTS]
+    weight_map = _read_json(folder / INDEX, f"{path} is damaged").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{folder / INDEX} lists no weights; it is damaged")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{folder / INDEX} is refused: {name!r} is no safetensors file of the same folder")
+    return [folder / name for name in names]
+
+
+def open_checkpoint(path: str | Path) -> tuple[Config, dict[str, LazyTensor]]:
+    """The config, and every tensor by name, still on disk."""
+    about = read_about(path)
+    if not isinstance(about.get("config"), dict):
+        raise CheckpointError(f"{Path(path) / CONFIG} has no configuration; it is damaged")
+    config = Config.from_dict(about["config"])
+    return config, {name: t for file in weight_files(path) for name, t in _open(file)}
+
+
+def _open(file: Path) -> Iterator[tuple[str, LazyTensor]]:
+    try:
+        with safe_open(file, framework="pt") as weights:
+            forms = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118 (no mapping)
+            for name, form in forms.items():
+                dtype, shape = _DTYPES.get(form.get_dtype()), form.get_shape()
+                if dtype is None:
+                    raise CheckpointError(f"{file}: {name} is of the dtype {form.get_dtype()}, no floating point")
+                yield name, LazyTensor(name, torch.empty(shape, dtype=dtype, device="meta"), partial(_read, file, name))
     except (OSError, SafetensorError) as e:
         raise CheckpointError(f"cannot read {file}: {e}; the file is damaged or missing") from e
-    return config, {name: partial(weights.get_tensor, name) for name in weights.keys()}  # noqa: SIM118 (a safetensors file is no mapping)
+
+
+def _read(file: Path, name: str) -> Tensor:
+    # The file is mapped for one tensor at a time: pages once mapped count as this process's memory.
+    with safe_open(file, framework="pt") as weights:
+        return weights.get_tensor(name).clone()
+
+
+def damaged(path: str | Path) -> Iterator[tuple[str, bool]]:
+    """Every tensor's name, and whether its bytes are no longer those that were written.
+
+    Raises:
+        CheckpointError: tensors were added or lost, or there are no checksums to compare with.
+    """
+    recorded = read_about(path).get("sha256")
+    if not isinstance(recorded, dict):
+        raise CheckpointError(f"{path} has no checksums in its {CONFIG}; it cannot be verified")
+    _, tensors = open_checkpoint(path)
+    differing = sorted(recorded.keys() ^ tensors.keys())
+    if differing:
+        raise CheckpointError(f"{path} does not hold just the tensors it was written with: {differing[0]}")
+    for name, t in tensors.items():
+        yield name, tensor_checksum(t.read()) != recorded[name]

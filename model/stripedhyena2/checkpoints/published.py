@@ -8,11 +8,8 @@ ordered head by head; they become `q | k | v`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import io
-import os
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stripedhyena2.config import Config
+from stripedhyena2.checkpoints import torch_file
+from stripedhyena2.checkpoints.lazy import LazyTensor, in_memory
+from stripedhyena2.checkpoints.names import demand_names
+from stripedhyena2.checkpoints.staging import replacing
+from stripedhyena2.config import PRESETS, Config
 from stripedhyena2.errors import CheckpointError
 from stripedhyena2.mixers import rotary_frequencies
 
@@ -116,92 +117,105 @@ def _attention(c: Config, block: str) -> Iterator[Entry]:
         yield Entry(f"{mixer}out_proj.bias", f"{theirs}out_proj.bias")
 
 
-def read_dict(path: str | Path) -> dict[str, Any]:
-    """The flat dict of a published file, memory-mapped, unpickled with nothing but tensors and io.BytesIO allowed."""
-    try:
-        with torch.serialization.safe_globals([io.BytesIO]):
-            loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except FileNotFoundError as e:
-        raise CheckpointError(f"no checkpoint at {path}") from e
-    except pickle.UnpicklingError as e:
-        reason = str(e).split("\n")[0]
-        raise CheckpointError(f"{path} is refused: it is no plain checkpoint of tensors ({reason})") from e
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as e:
-        reason = str(e).split("\n")[0]
-        raise CheckpointError(f"{path} is not a readable checkpoint ({reason}); download it again") from e
-    if not isinstance(loaded, dict) or not all(isinstance(k, str) for k in loaded):
-        raise CheckpointError(f"{path} is not a published checkpoint: it holds no dict of named tensors")
-    return loaded
+_FP8_STATE, _ROTARY_TABLE = ".projections._extra_state", ".rotary_emb.inv_freq"
 
 
-def open_checkpoint(path: str | Path, config: Config) -> dict[str, Callable[[], Tensor]]:
-    """A reader for each native tensor; the file's keys must be just those of the config."""
+def native_tensors(path: Path, state: Mapping[str, Any], config: Config) -> dict[str, LazyTensor]:
+    """Every native tensor, of the dict of a file; its keys must be just those of the config.
+
+    Raises:
+        CheckpointError: keys are missing or unknown, tensors misshapen, or a tied unembedding is not the embedding.
+    """
     demand_published(config)
-    state = read_dict(path)
     by_name = {e.published: e for e in entries(config)}
-    missing = sorted(by_name.keys() - state.keys())
-    unknown = sorted(k for k in state.keys() - by_name.keys() if not _redundant(k, state, config))
-    if missing or unknown:
-        raise CheckpointError(
-            f"{path} does not fit the configuration: "
-            + "; ".join(filter(None, (_lacks(missing), _odd(unknown, by_name))))
-        )
-    wrong = sorted(k for k in by_name if not isinstance(state[k], Tensor))
-    if wrong:
-        raise CheckpointError(f"{path}: {wrong[0]} is no tensor")
-    return {e.native: partial(_read, e, state[e.published]) for e in by_name.values()}
+    beside = {key for key in state if key.endswith((_FP8_STATE, _ROTARY_TABLE))}
+    if config.tie_embeddings and "unembed.weight" in state:
+        beside.add("unembed.weight")
+    demand_names(path, by_name, state.keys() - beside, hint=_hint(state, config))
+    for key in by_name:
+        if not isinstance(state[key], LazyTensor):
+            raise CheckpointError(f"{path}: {key} is no tensor; the file is damaged or of another program")
+    if "unembed.weight" in beside:
+        unembedding, embedding = (state[key].read() for key in ("unembed.weight", "embedding_layer.weight"))
+        if not torch.equal(unembedding, embedding):
+            raise CheckpointError(f"{path}: unembed.weight differs from the embedding, but the configuration ties them")
+    return {e.native: state[e.published].map(e.load) for e in by_name.values()}
 
 
-def _read(entry: Entry, value: Tensor) -> Tensor:
+def _hint(state: Mapping[str, Any], config: Config) -> str:
+    fitting = [name for name in fitting_presets(state) if PRESETS[name] != config]
+    return f"; its tensors fit {', '.join(fitting)}" if fitting else ""
+
+
+def fitting_presets(state: Mapping[str, Any]) -> list[str]:
+    """The presets whose tensors have the names and the main widths of these."""
+
+    def fits(c: Config) -> bool:
+        if not state.keys() >= {e.published for e in entries(c)} or f"blocks.{c.n_layers}.pre_norm.scale" in state:
+            return False
+        widths = {"embedding_layer.weight": (c.vocab_size, c.d_model), "blocks.0.mlp.l1.weight": (c.d_mlp, c.d_model)}
+        return all(isinstance(state[key], LazyTensor) and state[key].form.shape == w for key, w in widths.items())
+
+    return [name for name, c in PRESETS.items() if fits(c)]
+
+
+def fp8_scales(state: Mapping[str, Any], config: Config) -> dict[str, list[float]]:
+    """By the native name of an FP8 projection: the factors that bring its input and its weight into e4m3's range.
+
+    They stand in the file's FP8 metadata; what cannot be read as plain tensors is left out.
+    """
+    found = {}
+    for i in range(config.n_layers):
+        stored = state.get(f"blocks.{i}{_FP8_STATE}")
+        if isinstance(stored, io.BytesIO):
+            scales = _stored_scales(stored)
+            if scales is not None:
+                found[f"blocks.{i}.mixer.in_proj"] = scales
+    return found
+
+
+def _stored_scales(stored: io.BytesIO) -> list[float] | None:
     try:
-        return entry.load(value)
-    except (RuntimeError, IndexError) as e:
-        raise CheckpointError(f"{entry.published} has the unexpected shape {tuple(value.shape)}") from e
+        metadata = torch.load(io.BytesIO(stored.getvalue()), map_location="cpu", weights_only=True)
+        scales = metadata["scale_fwd"][:2].double()
+    except Exception:  # of another version, or of objects that are not read: there is no stored scale then
+        return None
+    usable = scales.shape == (2,) and bool(torch.isfinite(scales).all()) and bool((scales > 0).all())
+    return scales.tolist() if usable else None
 
 
-def _redundant(key: str, state: dict[str, Any], config: Config) -> bool:
-    """Whether a published file carries this key beside the weights: FP8 metadata, rotary tables, a tied unembedding."""
-    if key == "unembed.weight" and config.tie_embeddings:
-        if not torch.equal(state[key], state["embedding_layer.weight"]):
-            raise CheckpointError("unembed.weight differs from the embedding, but the configuration ties them")
-        return True
-    return key.endswith((".projections._extra_state", ".rotary_emb.inv_freq"))
-
-
-def _lacks(missing: list[str]) -> str:
-    return (
-        f"lacks {len(missing)} keys ({', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''})" if missing else ""
-    )
-
-
-def _odd(unknown: list[str], known: dict[str, Entry]) -> str:
-    if not unknown:
-        return ""
-    near = difflib.get_close_matches(unknown[0], known, n=1)
-    hint = f"; nearest known name {near[0]}" if near else ""
-    return f"has {len(unknown)} unknown keys ({', '.join(unknown[:4])}{', ...' if len(unknown) > 4 else ''}){hint}"
-
-
-def refine(config: Config, tensors: dict[str, Callable[[], Tensor]]) -> Config:
+def refine(config: Config, state: Mapping[str, Any]) -> Config:
     """The config with the MLP width that the tensors have: where the two disagree the tensors are right."""
-    width = tensors["blocks.0.mlp.w1.weight"]().shape[0]
-    return config if width == config.d_mlp else dataclasses.replace(config, d_mlp=width)
+    w1 = state.get("blocks.0.mlp.l1.weight")
+    if not isinstance(w1, LazyTensor) or w1.form.dim() != 2 or w1.form.shape[0] == config.d_mlp:
+        return config
+    return dataclasses.replace(config, d_mlp=w1.form.shape[0])
 
 
-def save(path: str | Path, config: Config, tensors: dict[str, Tensor]) -> None:
+def save(path: str | Path, config: Config, tensors: Mapping[str, Tensor]) -> None:
     """Write a published-format file: tensors by native name; written under a temporary name, then renamed."""
-    demand_published(config)
-    state = {e.published: e.save(tensors[e.native]).contiguous() for e in entries(config)}
+    write(path, config, {name: in_memory(name, t) for name, t in tensors.items()})
+
+
+def write(path: str | Path, config: Config, tensors: Mapping[str, LazyTensor]) -> None:
+    """What `save` does, for tensors that may still be on disk: one at a time is in memory."""
+    state = published_tensors(config, tensors)
     if config.tie_embeddings:
         state["unembed.weight"] = state["embedding_layer.weight"]
-    inv_freq = rotary_frequencies(config.rotary_base, config.head_dim)
+    angles = in_memory("inv_freq", rotary_frequencies(config.rotary_base, config.head_dim))
     for i, letter in enumerate(config.layout):
         if letter == "*":
-            state[f"blocks.{i}.inner_mha_cls.rotary_emb.inv_freq"] = inv_freq
-    path = Path(path)
-    staging = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        torch.save(state, staging)
-        staging.rename(path)
-    finally:
-        staging.unlink(missing_ok=True)
+            state[f"blocks.{i}.inner_mha_cls{_ROTARY_TABLE}"] = angles
+    write_file(path, state)
+
+
+def published_tensors(config: Config, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Native tensors in their published form, by published name."""
+    demand_published(config)
+    return {e.published: tensors[e.native].map(e.save) for e in entries(config)}
+
+
+def write_file(path: str | Path, state: Mapping[str, LazyTensor]) -> None:
+    """Write a flat `.pt` dict under a temporary name, then rename it."""
+    with replacing(Path(path), sum(t.nbytes for t in state.values())) as staging:
+        torch_file.write(staging, state)

@@ -1,0 +1,129 @@
+"""From a path to a checkpoint whose tensors are known by native name and still on disk, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stripedhyena2.backbone import StripedHyena2
+from stripedhyena2.checkpoints import native, published, savanna, torch_file
+from stripedhyena2.checkpoints.lazy import LazyTensor
+from stripedhyena2.checkpoints.names import demand_names
+from stripedhyena2.checkpoints.parts import files_of, whole_name
+from stripedhyena2.config import PRESETS, Config, preset
+from stripedhyena2.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was opened: what it is, and its tensors by native name, not yet read.
+
+    CheckpointError unless they have just the names and shapes that the configuration wants.
+    """
+
+    path: Path
+    format: str
+    """native, vortex (published) or savanna."""
+    files: list[Path]
+    """The files with the weights, in order."""
+    config: Config
+    tensors: dict[str, LazyTensor]
+    notes: dict[str, Any] = field(default_factory=dict)
+    fp8_scales: dict[str, list[float]] = field(default_factory=dict)
+    """By projection (`blocks.0.mixer.in_proj`): the stored FP8 scales of its input and of its weight."""
+    remarks: list[str] = field(default_factory=list)
+    """What the user should know about how it was read."""
+
+    @property
+    def name(self) -> str:
+        return self.path.name if self.format == "native" else whole_name(self.path).stem
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(t.form.numel() for t in self.tensors.values())
+
+    def __post_init__(self) -> None:
+        with torch.device("meta"):
+            wanted = dict(StripedHyena2(self.config).named_parameters())
+        demand_names(self.path, wanted, self.tensors)
+        for name, parameter in wanted.items():
+            found = self.tensors[name]
+            if found.form.shape != parameter.shape:
+                raise CheckpointError(
+                    f"{self.path}: {found.name} has shape {tuple(found.form.shape)}, the configuration wants "
+                    f"{tuple(parameter.shape)}; give the configuration of this checkpoint"
+                )
+
+
+def open_checkpoint(path: str | Path, config: Config | str | Path | None = None) -> Checkpoint:
+    """Open a native directory, a published or a Savanna `.pt` file, or the parts of one; reads no weights.
+
+    Args:
+        config: of a `.pt` file: a Config, a preset's name, or a published-style YAML. None: the YAML of the same name
+            beside it (`NAME.yml`), else the preset that has its name.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, not a checkpoint, or does not fit the configuration.
+        ConfigError: the configuration is wrong.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_native(path, config)
+    contents = torch_file.read(path)
+    training = savanna.module_dict(contents)
+    state = contents if training is None else training
+    if not all(isinstance(key, str) for key in state):
+        raise CheckpointError(f"{path} is no checkpoint: its keys are not all names of tensors")
+    asked = _config_for(path, config, state)
+    if training is not None:
+        state = savanna.to_published(training, asked)
+    resolved = published.refine(asked, state)
+    remarks = []
+    if resolved != asked:
+        remarks.append(f"{path} has MLPs of width {resolved.d_mlp}, not {asked.d_mlp}; the tensors are believed")
+    return Checkpoint(
+        path,
+        "vortex" if training is None else "savanna",
+        files_of(path),
+        resolved,
+        published.native_tensors(path, state, resolved),
+        fp8_scales=published.fp8_scales(state, resolved),
+        remarks=remarks,
+    )
+
+
+def _open_native(path: Path, config: Config | str | Path | None) -> Checkpoint:
+    if config is not None:
+        raise CheckpointError(f"{path} is a native checkpoint and has its configuration inside; give none")
+    about = native.read_about(path)
+    resolved, tensors = native.open_checkpoint(path)
+    return Checkpoint(
+        path,
+        "native",
+        native.weight_files(path),
+        resolved,
+        tensors,
+        notes=about.get("notes", {}),
+        fp8_scales=about.get("fp8_scales", {}),
+    )
+
+
+def _config_for(path: Path, config: Config | str | Path | None, state: Mapping[str, Any]) -> Config:
+    if isinstance(config, Config):
+        return config
+    if config is not None:
+        return preset(str(config)) if str(config) in PRESETS else Config.from_published(config)
+    whole = whole_name(path)
+    if whole.with_suffix(".yml").is_file():
+        return Config.from_published(whole.with_suffix(".yml"))
+    if whole.stem in PRESETS:
+        return preset(whole.stem)
+    fitting = published.fitting_presets(state)
+    guess = f" (its tensors fit {', '.join(fitting)})" if fitting else ""
+    raise CheckpointError(
+        f"{path} has no preset's name and no YAML beside it; give its configuration: a preset{guess} or a YAML"
+    )

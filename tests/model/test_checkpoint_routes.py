@@ -1,0 +1,240 @@
+"""Whatever way a checkpoint comes in and goes out, the model is the same to the last bit."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stripedhyena2 import CheckpointError, Config, load_model
+from stripedhyena2.checkpoints import native, open_checkpoint, running_tensors, savanna
+from stripedhyena2.checkpoints.conversion import FORMATS, convert
+from stripedhyena2.checkpoints.parts import JoinedFile, files_of
+from stripedhyena2.initialization import new_model
+
+DATA = Path(__file__).parents[1] / "conformance" / "data"
+IDS = torch.randint(0, 256, (2, 300), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=["evo2-like-d96", "sdh-attn-d64"])
+def published(request, tmp_path):
+    for suffix in (".pt", ".yml"):
+        shutil.copy(DATA / f"{request.param}{suffix}", tmp_path)
+    return tmp_path / f"{request.param}.pt"
+
+
+def split(file, n):
+    """Put `n` parts of unequal sizes in place of the file."""
+    data, base = file.read_bytes(), file.name
+    cuts = [0, *(len(data) * (i + 1) // (n + 1) + i for i in range(1, n)), len(data)]
+    for i in range(n):
+        file.with_name(f"{base}.part{i}").write_bytes(data[cuts[i] : cuts[i + 1]])
+    file.unlink()
+
+
+def through(file, *formats):
+    """The path of the checkpoint after it was converted to each of the formats in turn."""
+    for i, to in enumerate(formats):
+        opened = open_checkpoint(file)
+        file = file.parent / (f"{i}" if to == "native" else f"{i}.pt")
+        convert(opened, to, file)
+    return file
+
+
+def in_parts(file):
+    split(file, 3)
+    return file
+
+
+def in_twelve_parts(file):
+    split(file, 12)
+    return file.with_name(f"{file.name}.part3")
+
+
+ROUTES = {
+    "parts": in_parts,
+    "twelve parts": in_twelve_parts,
+    "native": lambda file: through(file, "native"),
+    "vortex": lambda file: through(file, "vortex"),
+    "savanna": lambda file: through(file, "savanna"),
+    "native and back": lambda file: through(file, "native", "vortex"),
+    "savanna and back": lambda file: through(file, "savanna", "vortex"),
+    "all around": lambda file: through(file, "native", "savanna", "native", "vortex", "savanna"),
+    "parts of a savanna file": lambda file: in_parts(through(file, "savanna")),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@torch.inference_mode()
+def test_every_route_gives_the_same_model(published, route):
+    expected = load_model(published)
+    model = load_model(ROUTES[route](published))
+    assert model.config == expected.config
+    theirs = dict(running_tensors(expected))
+    for name, t in running_tensors(model):
+        assert torch.equal(t, theirs[name]), name
+    assert torch.equal(model(IDS), expected(IDS))
+
+
+@pytest.mark.parametrize("formats", [("native", "vortex"), ("savanna", "vortex"), ("native", "savanna", "vortex")])
+def test_a_round_trip_keeps_every_dtype_and_bit_of_the_file(published, formats):
+    def read(path):
+        with torch.serialization.safe_globals([io.BytesIO]):
+            return {k: v for k, v in torch.load(path, weights_only=True).items() if isinstance(v, torch.Tensor)}
+
+    before, after = read(published), read(through(published, *formats))
+    assert after.keys() - before.keys() <= {"unembed.weight"}  # a tied one is always written
+    for key, t in before.items():
+        assert (t.dtype, t.shape) == (after[key].dtype, after[key].shape), key
+        assert torch.equal(t, after[key]), key
+
+
+def test_shards_are_one_checkpoint(published, monkeypatch):
+    expected = dict(running_tensors(load_model(published)))
+    monkeypatch.setattr(native, "SHARD_BYTES", 200_000)
+    path = through(published, "native")
+    assert len(list(path.glob("model-*-of-*.safetensors"))) > 2
+    assert not (path / native.WEIGHTS).exists()
+    loaded = dict(running_tensors(load_model(path)))
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert not any(differs for _, differs in native.damaged(path))
+
+
+@pytest.mark.parametrize("config", [
+    Config("SDH*", 16, 2, 24, 2, 4, tie_embeddings=False, rotary_scale=4.0),
+    Config("H*DS", 16, 2, 24, 2, 2, proj_bias=True, featurizer_bias=True, hyena_out_bias=False),
+    Config("D", 16, 2, 24, 2, 2, attention_out_bias=False, evo2_activations=False, activation="silu", n_modes=4),
+], ids=["untied", "biases", "one layer"])  # fmt: skip
+@pytest.mark.parametrize("to", FORMATS)
+def test_every_option_of_a_configuration_survives(config, to, tmp_path):
+    model = new_model(config, seed=1)
+    for p in model.parameters():
+        p.data.add_(torch.randn_like(p) * 1e-3 * p.abs())
+    native.save(tmp_path / "a", config, dict(running_tensors(model)))
+    again = load_model(through(tmp_path / "a", to, "native"))
+    assert again.config == config
+    theirs = dict(running_tensors(model))
+    assert all(torch.equal(t, theirs[name]) for name, t in running_tensors(again))
+
+
+def savanna_file(path, state, module=True, prefix=""):
+    """The published dict as the training framework keeps it: filters in their free form, no dimension of one."""
+    generator = torch.Generator().manual_seed(1)
+    n = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    out = {"sequential.0.word_embeddings.weight": state["embedding_layer.weight"]}
+    out[f"sequential.{n + 3}.norm.weight"] = state["norm.scale"]
+    expected = {}
+    for i in range(n):
+        b = {k.removeprefix(f"blocks.{i}."): v for k, v in state.items() if k.startswith(f"blocks.{i}.")}
+        s = {
+            "input_layernorm.weight": b["pre_norm.scale"],
+            "pre_mlp_layernorm.weight": b["post_norm.scale"],
+            **{f"mlp.w{j}.weight": b[f"mlp.l{j}.weight"] for j in (1, 2, 3)},
+            "mixer.dense_projection._extra_state": io.BytesIO(b"metadata"),
+        }
+        if "inner_mha_cls.Wqkv.weight" in b:
+            s["mixer.dense_projection.weight"] = b["inner_mha_cls.Wqkv.weight"]
+            s["mixer.dense.weight"] = b["inner_mha_cls.out_proj.weight"]
+            s["mixer.dense.bias"] = b["inner_mha_cls.out_proj.bias"]
+            s["mixer.rotary_emb.inv_freq"] = b["inner_mha_cls.rotary_emb.inv_freq"]
+        else:
+            s["mixer.dense_projection.weight"] = b["projections.weight"]
+            s["mixer.hyena_proj_conv.short_conv_weight"] = b["filter.short_filter_weight"][:, 0]
+            s["mixer.dense.weight"] = b["out_filter_dense.weight"]
+            s["mixer.dense.bias"] = b["out_filter_dense.bias"]
+            if "filter.log_poles" in b:
+                p = torch.randn(b["filter.residues"].shape, generator=generator)
+                gamma = torch.randn(p.shape, generator=generator)
+                s |= {"mixer.mixer.filter.p": p, "mixer.mixer.filter.gamma": gamma}
+                s |= {"mixer.mixer.filter.R": b["filter.residues"], "mixer.mixer.conv_bias": b["filter.D"]}
+                s["mixer.mixer.filter.t"] = torch.arange(8.0)[None, None]
+                expected[f"blocks.{i}.mixer.log_poles"] = (-torch.exp(p.double()) * torch.exp(gamma.double())).float()
+            elif "filter.D" in b:
+                h = torch.randn(b["filter.h"].shape[0], 200, generator=generator)
+                decay = torch.rand(h.shape, generator=generator)
+                s |= {"mixer.mixer.filter.h": h, "mixer.mixer.filter.decay": decay}
+                s["mixer.mixer.conv_bias"] = b["filter.D"]
+                expected[f"blocks.{i}.mixer.h"] = (h * decay)[:, :128]
+            else:
+                s["mixer.mixer.short_conv.short_conv_weight"] = b["filter.h"]
+        out |= {f"sequential.{i + 2}.{key}": value for key, value in s.items()}
+    out = {prefix + key: value for key, value in out.items()}
+    torch.save({"module": out, "global_step": 7} if module else out, path)
+    return expected
+
+
+@pytest.mark.parametrize(("module", "prefix"), [(True, ""), (False, ""), (False, "module."), (True, "module.")])
+def test_a_training_checkpoint_gives_the_running_filters(published, module, prefix):
+    with torch.serialization.safe_globals([io.BytesIO]):
+        state = torch.load(published, weights_only=True)
+    file = published.with_name("training.pt")
+    expected = savanna_file(file, state, module, prefix)
+    opened = open_checkpoint(file, published.with_suffix(".yml"))
+    assert opened.format == "savanna"
+    model = load_model(file, config=published.with_suffix(".yml"))
+    plain = dict(running_tensors(load_model(published)))
+    for name, t in running_tensors(model):
+        assert torch.equal(t, expected.get(name, plain[name])), name
+
+
+def test_keys_of_a_training_checkpoint_are_named_as_they_are_there(published):
+    with torch.serialization.safe_globals([io.BytesIO]):
+        state = torch.load(published, weights_only=True)
+    file, yml = published.with_name("training.pt"), published.with_suffix(".yml")
+    savanna_file(file, state)
+    whole = torch.load(file, weights_only=False)["module"]
+    torch.save(whole | {"sequential.2.mixer.mixer.odd": torch.ones(1)}, file)
+    with pytest.raises(CheckpointError, match=r"1 unknown keys \(sequential.2.mixer.mixer.odd\)"):
+        load_model(file, config=yml)
+    torch.save(whole | {"sequential.2.mlp.w1.weight": torch.ones(3, 3)}, file)
+    with pytest.raises(CheckpointError, match=r"sequential.2.mlp.w1.weight has shape \(3, 3\)"):
+        load_model(file, config=yml)
+
+
+@given(st.lists(st.floats(-50, -(2.0**-100), width=32), min_size=1, max_size=50))
+def test_written_pole_parameters_give_the_poles_exactly(values):
+    log_poles = torch.tensor(values)
+    p, gamma = savanna.pole_parameters(log_poles)
+    assert torch.equal((-torch.exp(p.double()) * torch.exp(gamma.double())).float(), log_poles)
+
+
+@given(st.lists(st.binary(max_size=20), min_size=1, max_size=5), st.data())
+def test_a_joined_file_reads_as_the_whole(tmp_path_factory, pieces, data):
+    folder = tmp_path_factory.mktemp("parts")
+    for i, piece in enumerate(pieces):
+        (folder / f"x.part{i}").write_bytes(piece)
+    whole = io.BytesIO(b"".join(pieces))
+    with io.BufferedReader(JoinedFile(files_of(folder / "x"))) as joined:
+        for _ in range(5):
+            position = data.draw(st.integers(0, 110))
+            n = data.draw(st.integers(0, 50))
+            assert joined.seek(position) == whole.seek(position)
+            assert joined.read(n) == whole.read(n)
+
+
+def test_parts_are_ordered_by_number_and_none_may_lack(tmp_path):
+    for i in range(11):
+        (tmp_path / f"x.pt.part{i}").write_bytes(b"")
+    (tmp_path / "y.pt.part0").write_bytes(b"")
+    assert [file.suffix for file in files_of(tmp_path / "x.pt")] == [f".part{i}" for i in range(11)]
+    (tmp_path / "x.pt.part4").unlink()
+    with pytest.raises(CheckpointError, match=r"x.pt needs the parts 0, 1, 2, .* here are 0, 1, 2, 3, 5"):
+        files_of(tmp_path / "x.pt")
+    (tmp_path / "x.pt").write_bytes(b"")
+    assert files_of(tmp_path / "x.pt.part7") == [tmp_path / "x.pt"]
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/m.safetensors", "config.json", ""])
+def test_an_index_that_leads_out_of_its_folder_is_refused(published, name, monkeypatch):
+    monkeypatch.setattr(native, "SHARD_BYTES", 200_000)
+    path = through(published, "native")
+    index = json.loads((path / native.INDEX).read_text())
+    index["weight_map"]["norm.scale"] = name
+    (path / native.INDEX).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"is refused: .* no safetensors file of the same folder"):
+        load_model(path)
