@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stripedhyena2 import CheckpointError, Config, load_model
-from stripedhyena2.checkpoints import native, open_checkpoint, running_tensors, savanna
+from stripedhyena2.checkpoints import native, open_checkpoint, running_tensors, savanna, torch_file
 from stripedhyena2.checkpoints.conversion import FORMATS, convert
 from stripedhyena2.checkpoints.parts import JoinedFile, files_of
 from stripedhyena2.initialization import new_model
@@ -91,6 +91,13 @@ def test_a_round_trip_keeps_every_dtype_and_bit_of_the_file(published, formats):
     for key, t in before.items():
         assert (t.dtype, t.shape) == (after[key].dtype, after[key].shape), key
         assert torch.equal(t, after[key]), key
+
+
+def test_earlier_versions_of_torch_find_the_same_places(published, monkeypatch):
+    expected = dict(running_tensors(load_model(published)))
+    monkeypatch.setattr(torch_file, "META_KEEPS_PLACES", False)
+    loaded = dict(running_tensors(load_model(through(published, "vortex"))))
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
 def test_shards_are_one_checkpoint(published, monkeypatch):

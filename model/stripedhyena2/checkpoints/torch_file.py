@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stripedhyena2.checkpoints.lazy import LazyTensor
 from stripedhyena2.checkpoints.parts import JoinedFile, files_of
 from stripedhyena2.errors import CheckpointError
+
+META_KEEPS_PLACES = hasattr(torch.serialization, "_is_meta_location")
+"""Whether this torch (2.11 or later) says where in the file a tensor of the meta device would have been read from;
+earlier ones say it of fake tensors only, which take seconds to import."""
 
 _RESAVE = "save its weights alone as a plain dict of tensors with torch.save"
 
@@ -57,13 +60,23 @@ def _unpickle(path: Path, file: io.BufferedReader[Any]) -> Any:
     file.seek(0)
     try:
         with torch.serialization.safe_globals([io.BytesIO]):
-            return torch.load(file, map_location="meta", weights_only=True)
+            return load_places(file)
     except pickle.UnpicklingError as e:
         reason = " ".join(str(e).split())[:200]
         raise CheckpointError(f"{path} is refused: it holds more than tensors ({reason}); {_RESAVE}") from e
     except Exception as e:  # a malformed pickle can make the unpickler raise anything
         reason = " ".join(str(e).split())[:200]
         raise CheckpointError(f"{path} is not a readable checkpoint ({reason}); download it again") from e
+
+
+def load_places(file: Any) -> Any:
+    """What torch.load gives, but of every tensor's storage only its place in the file: `_checkpoint_offset`."""
+    if META_KEEPS_PLACES:
+        return torch.load(file, map_location="meta", weights_only=True)
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        return torch.load(file, weights_only=True)
 
 
 def _lazy(path: Path, files: list[Path], size: int, key: str, value: Any) -> Any:
@@ -104,13 +117,15 @@ def write(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
 
     Equal LazyTensor objects under several keys share their storage in the file.
     """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     by_identity: dict[int, Tensor] = {}
     with FakeTensorMode():
         for t in tensors.values():
             by_identity.setdefault(id(t), torch.empty(t.form.shape, dtype=t.form.dtype))
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save({key: by_identity[id(t)] for key, t in tensors.items()}, path)
-    places = torch.load(path, map_location="meta", weights_only=True)
+    places = load_places(path)
     with path.open("r+b") as file:
         for key, t in tensors.items():
             storage: Any = places[key].untyped_storage()
