@@ -317,7 +317,7 @@ def test_bad_input_is_one_clear_line_and_no_output_file(evo2, tmp_path, fasta, n
     assert set(os.listdir(tmp_path)) == before
 
 
-@pytest.mark.parametrize("data", [None, b"", b"no fasta", gzip.compress(b">c1\nACGT" * 999)[:40]])
+@pytest.mark.parametrize("data", [None, b"", b"no fasta", gzip.compress(b">c1\nACGT" * 999, mtime=0)[:40]])
 def test_a_bad_reference_is_one_clear_line_and_no_output_file(evo2, tmp_path, vcf, data):
     reference = tmp_path / "bad.fa"
     if data is not None:
