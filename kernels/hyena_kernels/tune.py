@@ -15,6 +15,7 @@ from hyena_kernels.fir_conv import triton as blocked
 from hyena_kernels.fused_fir import triton as fused
 from hyena_kernels.mixers import hyena_li
 from hyena_kernels.short_conv import triton as walk
+from hyena_kernels.swr import triton as recurrence
 
 Config = tuned.Config
 Measure = Callable[[Callable[[], object]], float]
@@ -29,6 +30,8 @@ CANDIDATES: dict[str, dict[str, tuple[int, ...]]] = {
     "fused_step": {"C": (16, 32, 64, 128), "rows": (16, 32, 64, 128), "warps": (1, 2, 4, 8)},
     "blocked": {"N": (32, 64, 128, 256), "LB": (32, 64, 128), "warps": (4, 8)},
     "blocked_gram": {"N": (32, 64, 128), "LB": (32, 64, 128), "tiles": (8, 16, 32), "warps": (4, 8)},
+    "swr_forward": {"HEADS": (2, 4, 8), "span": (8, 16, 32, 64), "warps": (2, 4, 8)},
+    "swr_backward": {"HEADS": (2, 4, 8), "span": (8, 16, 32, 64), "warps": (2, 4, 8)},
     "modal_scan": {"programs": (1024, 2048, 4096, 8192), "shortest": (64, 128, 256, 512), "warps": (1, 2, 4)},
 }
 
@@ -49,6 +52,7 @@ def workload(operator: str, L: int, D: int, G: int, dtype: torch.dtype, device: 
     u, x, w, skip = normal(1, L, 3 * D, dtype=dtype), normal(1, L, D, dtype=dtype), normal(3 * D, 3), normal(D)
     short, medium = normal(G, 7), normal(G, 128)
     poles, residues = -torch.rand(D, 16, device=device), normal(D, 16)
+    a, heads = torch.rand(1, L, D // 16, device=device), x.view(1, L, D // 16, 16)
     calls: dict[str, Callable[[], object]] = {
         "short_forward": lambda: walk.forward(u, w),
         "short_backward": lambda: walk.backward(u, w, u),
@@ -59,6 +63,8 @@ def workload(operator: str, L: int, D: int, G: int, dtype: torch.dtype, device: 
         "fused_step": lambda: fused.step(u[:, 0], w, None, medium, skip, None),
         "blocked": lambda: blocked.forward(x, medium, skip, None),
         "blocked_gram": lambda: blocked.weight_gradients(x, x, 128, G, None, True),
+        "swr_forward": lambda: recurrence.forward(a, heads, None),
+        "swr_backward": lambda: recurrence.backward(a, heads, heads, None, None),
         "modal_scan": lambda: hyena_li(u, w, poles, residues, skip),
     }
     return calls[operator]

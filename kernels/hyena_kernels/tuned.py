@@ -26,6 +26,10 @@ TABLE: dict[tuple[str, str, int, int], Config] = {
     ("blocked_gram", "float32", 0, 8): {"N": 32, "LB": 32, "tiles": 32, "warps": 4},
     ("blocked_gram", "float32", 0, 9): {"N": 32, "LB": 64, "tiles": 16, "warps": 4},
     ("blocked_gram", "bfloat16", 0, 8): {"N": 64, "LB": 64, "tiles": 16, "warps": 8},
+    ("swr_forward", "float32", 0, 8): {"HEADS": 4, "span": 16, "warps": 4},
+    ("swr_forward", "bfloat16", 0, 8): {"HEADS": 4, "span": 16, "warps": 4},
+    ("swr_backward", "float32", 0, 8): {"HEADS": 4, "span": 16, "warps": 4},
+    ("swr_backward", "bfloat16", 0, 8): {"HEADS": 4, "span": 16, "warps": 4},
     ("modal_scan", "float32", 0, 8): {"programs": 4096, "shortest": 256, "warps": 2},
     ("modal_scan", "bfloat16", 0, 8): {"programs": 4096, "shortest": 256, "warps": 2},
 }
