@@ -119,7 +119,7 @@ def ratios(args) -> list[dict]:
 
 
 def compare(model, reference: Reference, variants: list[Variant], settings: Settings, rows: int, clock: Clock) -> dict:
-    """Both ways in turn: plain on the first ALT, ours on the first variant and then on the others, plain on the last."""
+    """Both ways in turn: plain on one ALT, ours on the first variant and then on the others, plain once more."""
     scorer, alts = Scorer(model, settings), len(variants[0].alts)
     last = Variant(variants[-1].contig, variants[-1].position, variants[-1].ref, variants[-1].alts[-1:])
     before, _ = clock.time(lambda: plain(model, reference, [last], settings, rows))

@@ -50,8 +50,9 @@ class VcfRecord(Variant):
         columns = self.columns
         end = self.line[len(self.line.rstrip(b"\r\n")) :]
         kept = [field for field in columns[7].split(b";") if field.split(b"=")[0].decode("latin-1") not in fields]
-        added = [f"{name}={value}".encode() for name, value in fields.items()]
-        columns[7] = b";".join([field for field in kept if field not in (b"", b".")] + added)
+        before = b";".join(kept).removesuffix(b";")
+        added = b";".join(f"{name}={value}".encode() for name, value in fields.items())
+        columns[7] = added if before in (b"", b".") else before + b";" + added
         return b"\t".join(columns) + end
 
 
