@@ -3,11 +3,10 @@
     python benchmarks/overlap.py
 
 Processes exchange through gloo on one machine, which takes next to no time. Every message is then held back until the
-moment it would have arrived over a serial link of the bandwidth given: a wait that starts earlier returns later, and
-computation before the wait is not slowed down, as with a network card. The bandwidth is chosen so that what the plain
-strategy sends takes as long as its computation; hiding all of it would make the step twice as fast, hiding nothing
-would leave it as it is. One
-JSON line a pair of strategies: medians of the times of a Hyena-MR core.
+moment it would have arrived over a serial link of some bandwidth: a wait that starts earlier returns earlier, and
+computation before the wait is not slowed down, as with a network card. The bandwidth is such that what the plain
+strategy sends forward takes as long as its forward pass: hiding all of it would make that twice as fast. One JSON line
+for each pair of strategies: medians of the times of a Hyena-MR core.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ def measure(rank, args, store, results):
             dist.all_reduce(figures, op=dist.ReduceOp.MAX)
             return figures.tolist()
 
-        def side_by_side():
+        def side_by_side(operators=operators):
             runs = [[step(name) for name in operators] for _ in range(args.repeats)]
             return {name: medians(times) for name, times in zip(operators, zip(*runs, strict=True), strict=True)}
 

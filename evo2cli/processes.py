@@ -58,6 +58,9 @@ class Processes:
         return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
+ALONE = Processes(0, 1)
+
+
 @contextmanager
 def together(cp: int, reads: str) -> Iterator[Processes]:
     """The processes that split each sequence, as --cp asks for; all of them read the file `reads`.
@@ -73,7 +76,7 @@ def together(cp: int, reads: str) -> Iterator[Processes]:
         how = f"start it as: torchrun --nproc-per-node {cp} -m evo2cli ..." if cp > world else f"give --cp {world}"
         raise UsageError(f"--cp {cp} needs as many processes, and there are {world}; {how}")
     if cp == 1:
-        yield Processes(0, 1)
+        yield ALONE
         return
     if reads == "-":
         raise UsageError("with --cp every process reads the input, so it cannot be standard input; give a file")

@@ -95,7 +95,7 @@ def embed(
 
     import torch
 
-    from evo2cli.chunks import chunk_length
+    from evo2cli.chunks import MOST
     from evo2cli.embedding import embed as pieces_of
     from evo2cli.embedding import find_layers
     from evo2cli.embedding import pool as pooled
@@ -114,8 +114,8 @@ def embed(
         layers = list({found.name: found for found in find_layers(net, layer)}.values())
         window = net.config.context if window is None else window
         overlap = window // 4 if overlap is None else overlap
-        if cp > 1:  # a window is split over the processes, which would have to share their states to go on
-            chunk = max((chunk or chunk_length(net)) * cp, window)
+        if cp > 1:  # all processes must run the same chunks; between two of them they put their states together
+            chunk = max((chunk or MOST["cpu"]) * cp, window)
         if window and overlap >= window:
             raise UsageError(f"--overlap {overlap} must be less than --window {window}")
 

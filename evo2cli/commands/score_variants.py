@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evo2cli.commands.options import Debug, Device, Dtype, Model, ModelConfig, Precision, Quiet, Threads, Verbose
+from evo2cli.commands.options import (
+    Debug,
+    Device,
+    Dtype,
+    Model,
+    ModelConfig,
+    Precision,
+    Processes,
+    Quiet,
+    Threads,
+    Verbose,
+)
 from evo2cli.errors import UsageError
 from evo2cli.messages import log, progress_bar, set_level
 
@@ -131,6 +142,7 @@ def score_variants(
     ] = None,
     device: Device = "auto",
     dtype: Precision = Dtype.auto,
+    cp: Processes = 1,
     threads: Threads = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -160,6 +172,7 @@ def score_variants(
     from evo2cli.assembly import check_lengths, check_statuses
     from evo2cli.io.fasta import open_reference
     from evo2cli.models import open_model
+    from evo2cli.processes import ALONE, together, written_once
     from evo2cli.provenance import provenance
     from evo2cli.scoring import Scorer, Settings, default_batch_tokens, default_window
     from evo2cli.scoring_run import Run, Scored
@@ -173,18 +186,23 @@ def score_variants(
         torch.set_num_threads(threads)
     kind = output_type or _format_of(output)
     layout = annotation.LAYOUTS[kind]
-    ranks, part = Ranks.here(), Shard.parse(shard) if shard else Shard()
+    ranks, part = Ranks.here() if cp == 1 else Ranks(0, 1, 0), Shard.parse(shard) if shard else Shard()
     sharded = part.of * ranks.count > 1
     _require_files(variants, output, resume=resume, sharded=sharded, ranks=ranks.count)
     if ranks.rank > 0:
         set_level(logging.WARNING)
+    if cp > 1 and resume:
+        raise UsageError("--resume does not go with --cp; cut the input with --shard, so that little is lost")
     with ExitStack() as stack:
+        processes = stack.enter_context(together(cp, variants or "")) if cp > 1 else ALONE
+        file = stack.enter_context(written_once(processes, output))
         source = stack.enter_context(VariantSource(variants, all_snvs, regions or [], regions_file or []))
-        sink = stack.enter_context(open_sink(output, kind, ranks, resume=resume))
+        sink = stack.enter_context(open_sink(file, kind, ranks, resume=resume))
         reference = open_reference(source.reference_path(fasta))
         reader = source.open(reference)
         check_lengths(reader, reference)
-        net = open_model(model, config=model_config, device=ranks.device(device), dtype=dtype.value)
+        place = processes.device(ranks.device(device))
+        net = processes.split(open_model(model, config=model_config, device=place, dtype=dtype.value))
         width = window or default_window(net)
         if width > net.config.context:
             log.warning(f"--window {width} is more than the {net.config.context} bases that the model was trained for")

@@ -22,6 +22,11 @@ def torchrun(n, *args):
     )
 
 
+def values(track):
+    lines = [line.split(b"\t") for line in track.read_bytes().splitlines()]
+    return [float(line[3]) for line in lines if len(line) == 4 and line[1].isdigit()]
+
+
 def test_score_is_the_same_over_two_processes(tmp_path, capfdbinary):
     fasta = tmp_path / "s.fa"
     fasta.write_bytes(b">long\n" + sequence(3001) + b"\n>short\nACGTA\n>none\nA\n")
@@ -31,11 +36,40 @@ def test_score_is_the_same_over_two_processes(tmp_path, capfdbinary):
     done = torchrun(2, "score", fasta, "--device", "cpu", "--cp", 2, "--per-position", split)
     assert done.returncode == 0, done.stderr
     assert done.stdout == table
-    numbers = [
-        [float(line.split(b"\t")[-1]) for line in track.read_bytes().splitlines()[1:]] for track in (alone, split)
+    assert len(values(alone)) == 3004
+    assert values(split) == pytest.approx(values(alone), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--window", 1024, "--tile"]], ids=["centred", "tiled"])
+def test_variants_score_the_same_over_four_processes(tmp_path, options):
+    genome = sequence(6000)
+    fasta, vcf = tmp_path / "g.fa", tmp_path / "v.vcf"
+    fasta.write_bytes(b">chr\n" + genome + b"\n")
+    sites = [(p, genome[p - 1 : p].decode()) for p in range(1, 6000, 700)]
+    records = [f"chr\t{p}\t.\t{ref}\t{'ACGT'.replace(ref, '')[0]},{ref}TT\t.\t.\t." for p, ref in sites]
+    header = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    vcf.write_text(header + "\n".join(records) + "\n")
+    alone, split = tmp_path / "alone.tsv", tmp_path / "split.tsv"
+    arguments = [
+        "score-variants",
+        str(vcf),
+        "-f",
+        str(fasta),
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        *map(str, options),
     ]
-    assert len(numbers[0]) == 3004
-    assert numbers[1] == pytest.approx(numbers[0], rel=1e-4, abs=1e-4)
+    assert main([*arguments, "-o", str(alone)]) == 0
+    done = torchrun(4, *arguments, "--cp", 4, "-o", split)
+    assert done.returncode == 0, done.stderr
+    rows = [[line.split("\t") for line in f.read_text().splitlines() if line[:1] != "#"] for f in (alone, split)]
+    assert len(rows[0]) == len(rows[1]) > len(sites)
+    for want, got in zip(*rows, strict=True):
+        for a, b in zip(want, got, strict=True):
+            assert a == b or float(a) == pytest.approx(float(b), abs=1e-5)
 
 
 @pytest.mark.parametrize(
