@@ -9,34 +9,11 @@ computes in this dtype with this library can be faster.
 import argparse
 import json
 import platform
-import statistics
-import time
 
 import torch
 import torch.nn.functional as F
 
-from stripedhyena2 import preset
-from stripedhyena2.checkpoints import parameter_dtype
-from stripedhyena2.initialization import new_model
-
-
-def random_model(name: str, dtype: torch.dtype, device: str) -> torch.nn.Module:
-    model = new_model(preset(name), seed=0).eval().requires_grad_(False)
-    for parameter_name, p in model.named_parameters():
-        p.data = p.data.to(device, parameter_dtype(parameter_name, dtype))
-    return model
-
-
-def seconds(run, repeats: int, device: str) -> float:
-    """Median wall-clock seconds of a call, after a warm-up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+from evo2cli.speed import random_model, seconds
 
 
 def dense_products(model: torch.nn.Module, length: int) -> tuple[float, list]:

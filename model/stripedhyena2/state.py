@@ -102,7 +102,8 @@ class AttentionState:
         in_graph = torch.is_grad_enabled() and (kv.requires_grad or buffer.kv.requires_grad)
         if in_graph:
             return AttentionState.of(torch.cat([self.kv, kv], dim=1), self.starts)
-        if buffer.filled != self.length or buffer.kv.shape[1] < end:
+        read_only = buffer.kv.is_inference() and not torch.is_inference_mode_enabled()
+        if buffer.filled != self.length or buffer.kv.shape[1] < end or read_only:
             B, *rest = kv.shape[:1] + kv.shape[2:]
             room = kv.new_empty(B, max(end, min(2 * self.length, self.length + 65536), 64), *rest)
             room[:, : self.length] = self.kv

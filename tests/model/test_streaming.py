@@ -93,6 +93,18 @@ def test_states_expand_select_and_clone_by_rows(model):
         assert any(bool(t.any()) for t in (other.core if hasattr(other, "core") else (other.kv,)))
 
 
+def test_a_state_of_inference_mode_goes_on_outside_of_it(model):
+    ids, pieces = ids_of(60), []
+    with torch.inference_mode():
+        state = model.extend(ids[:, :20], model.initial_state(2, room=100))[1]
+        state = model.extend(ids[:, 20:21], state)[1]
+    with torch.no_grad():
+        for piece in ids[:, 21:].split([1, 38], dim=1):
+            logits, state = model.extend(piece, state)
+            pieces.append(logits)
+        assert close(torch.cat(pieces, dim=1), model(ids)[:, 21:])
+
+
 @settings(max_examples=15, deadline=None)
 @given(lengths=st.lists(st.integers(1, 60), min_size=2, max_size=4), piece=st.integers(1, 20))
 def test_rows_of_unequal_length_run_in_one_batch(model, lengths, piece):

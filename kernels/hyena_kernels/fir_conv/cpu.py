@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyena_kernels.dispatch import recorded
 from hyena_kernels.short_conv.cpu import next_state, taps, token
+from hyena_kernels.window import slide
 
 BLOCK = 64
 SHORT = 16  # up to this many taps, a pass a tap beats the blocked form
@@ -50,7 +52,12 @@ def fir_conv(x: Tensor, h: Tensor, *, skip: Tensor | None = None, state: Tensor 
     (_, L, D), (G, K) = x.shape, h.shape
     u, h = x.to(acc), h.to(acc)
     if L == 1:
-        y, after = token(x, h.flip(1).t()[:, :, None].expand(K, G, D // G).reshape(K, D), state)
+        if K <= SHORT or recorded(x, h, state):
+            window = torch.cat([next_state(x[:, :0], state, K - 1), x], dim=1)
+            after = window[:, 1:]
+        else:
+            window, after = slide(state, x, K)
+        y = token(window, h.flip(1).t()[:, :, None].expand(K, G, D // G).reshape(K, D))
     else:
         past, after = None if state is None else state.to(acc), next_state(x, state, K - 1)
         y = taps(u, h.repeat_interleave(D // G, dim=0), past) if K <= SHORT else blocked(u, h, past)

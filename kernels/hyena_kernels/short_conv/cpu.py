@@ -80,16 +80,16 @@ def taps(x: Tensor, w: Tensor, past: Tensor | None) -> Tensor:
     return _Taps.apply(x, w, past)
 
 
-def token(x: Tensor, taps: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-    """y (B, 1, D) of one token x (B, 1, D), and the next state (B, K-1, D); taps (K, D), the current token's last."""
-    window = F.pad(x, (0, 0, len(taps) - 1, 0)) if past is None else torch.cat([past, x], dim=1)
-    return (window.to(taps.dtype) * taps).sum(1, keepdim=True), window[:, 1:]
+def token(window: Tensor, taps: Tensor) -> Tensor:
+    """The output (B, 1, D) for the last of the inputs `window` (B, K, D), with taps (K, D) in the inputs' order."""
+    return (window.to(taps.dtype) * taps).sum(1, keepdim=True)
 
 
 def short_conv(x: Tensor, w: Tensor, bias: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     acc = torch.promote_types(x.dtype, torch.float32)
     if x.shape[1] == 1:
-        y, after = token(x, w.to(acc).t().contiguous().flip(0), state)
+        window = F.pad(x, (0, 0, w.shape[1] - 1, 0)) if state is None else torch.cat([state, x], dim=1)
+        y, after = token(window, w.to(acc).t().contiguous().flip(0)), window[:, 1:]
     else:
         y = taps(x.to(acc), w.to(acc), None if state is None else state.to(acc))
         after = next_state(x, state, w.shape[1] - 1)

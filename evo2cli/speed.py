@@ -1,0 +1,104 @@
+"""How fast a model runs on this machine, beside what reading its weights once a token would allow."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from evo2cli.chunks import free_memory
+from evo2cli.errors import UserError
+from evo2cli.generation import generate, prefill
+from evo2cli.sampling import Sampler
+from stripedhyena2 import StripedHyena2, preset
+from stripedhyena2.checkpoints import parameter_dtype
+from stripedhyena2.initialization import new_model
+
+_BUFFER = {"cpu": 2**28, "cuda": 2**32}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second of a model, and the bytes a second at which its device reads."""
+
+    parameters: int
+    weight_bytes: int
+    bandwidth: float
+    forward: float
+    decode: dict[int, float]
+    """By the number of samples drawn at once, of all of them together."""
+
+    @property
+    def bound(self) -> float:
+        """Tokens a second of one sample where nothing but reading the weights takes time."""
+        return self.bandwidth / self.weight_bytes
+
+    def facts(self) -> dict[str, object]:
+        return asdict(self) | {"bound": self.bound}
+
+
+def random_model(name: str, dtype: torch.dtype, device: torch.device | str) -> StripedHyena2:
+    """A preset with random weights, which are drawn in float32 on the CPU. UserError where there is no room for it."""
+    with torch.device("meta"):
+        n = sum(p.numel() for p in StripedHyena2(preset(name)).parameters())
+    for place, width in (("cpu", 4), (device, dtype.itemsize)):
+        free = free_memory(torch.device(place))
+        if n * width > free:
+            sizes = f"{n * width / 2**30:.1f} GiB on {place}, which has {free / 2**30:.1f} GiB free"
+            raise UserError(f"{name} needs {sizes}; choose a smaller preset")
+    model = new_model(preset(name), seed=0).eval().requires_grad_(False)
+    for parameter_name, p in model.named_parameters():
+        p.data = p.data.to(device, parameter_dtype(parameter_name, dtype))
+    return model
+
+
+def seconds(run: Callable[[], object], repeats: int, device: torch.device | str) -> float:
+    """Median wall-clock seconds of a call, after a warm-up."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        run()
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def bandwidth(device: torch.device | str) -> float:
+    """Bytes a second at which a device reads: a large sum, which writes nothing back."""
+    x = torch.ones(_BUFFER.get(torch.device(device).type, 2**28) // 4, device=device)
+    return x.nbytes / seconds(lambda: x.sum(), 5, device)
+
+
+def measure(
+    model: StripedHyena2, *, length: int, tokens: int, batch_sizes: list[int], prompt: int = 512, repeats: int = 3
+) -> Speed:
+    """Time a forward pass of `length` tokens, and decoding `tokens` more after a prompt for each number of samples.
+
+    Medians of so many repeats, after a warm-up.
+    """
+    device = model.embedding.weight.device
+    ids = torch.randint(65, 85, (1, length), device=device)
+    with torch.inference_mode():
+        forward = length / seconds(lambda: model(ids), repeats, device)
+    bases, sampler = b"ACGT" * (prompt // 4), Sampler(alphabet=b"ACGT")
+    start = seconds(lambda: prefill(model, bases), repeats, device)
+
+    def decode(batch: int) -> float:
+        def run() -> None:
+            for _ in generate(model, [bases], tokens, num_samples=batch, batch_size=batch, sampler=sampler):
+                pass
+
+        return batch * tokens / (seconds(run, repeats, device) - start)
+
+    weights = list(model.parameters())
+    return Speed(
+        sum(p.numel() for p in weights),
+        sum(p.nbytes for p in weights),
+        bandwidth(device),
+        forward,
+        {batch: decode(batch) for batch in batch_sizes},
+    )
