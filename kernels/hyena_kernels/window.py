@@ -26,9 +26,9 @@ def slide(past: Tensor | None, x: Tensor, K: int) -> tuple[Tensor, Tensor]:
     Not for tensors that autograd records.
     """
     B, _, D = x.shape
-    buffer = getattr(past, "_buffer", None)
-    end = None if past is None or buffer is None else past.storage_offset() // D + K - 1
-    if end is None or end != buffer.filled or end == buffer.inputs.shape[1] or not _writable(buffer.inputs):
+    buffer: _Buffer | None = getattr(past, "_buffer", None)
+    end = K - 1 if past is None or buffer is None else past.storage_offset() // D + K - 1
+    if buffer is None or end != buffer.filled or end == buffer.inputs.shape[1] or not _writable(buffer.inputs):
         inputs, end = x.new_empty(B, 2 * K, D), K - 1
         inputs[:, :end] = 0 if past is None else past
         buffer = _Buffer(inputs, end)
