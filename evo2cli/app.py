@@ -18,6 +18,7 @@ from evo2cli.commands.bench import bench
 from evo2cli.commands.embed import embed
 from evo2cli.commands.generate import generate
 from evo2cli.commands.info import info
+from evo2cli.commands.model import app as model
 from evo2cli.commands.options import Quiet, Verbose
 from evo2cli.commands.score import score
 from evo2cli.commands.score_variants import score_variants
@@ -50,6 +51,7 @@ app.command("score-variants", epilog="Example: evo2 score-variants in.vcf.gz -f 
 app.command("generate", epilog="Example: evo2 generate --prompt ACGT -n 500 --seed 1")(generate)
 app.command("embed", epilog="Example: evo2 embed genes.fa --layer -4 -o genes.npz")(embed)
 app.command("score", epilog="Example: evo2 score genomes.fa --per-position track.bedgraph")(score)
+app.add_typer(model)
 app.command("train", short_help="Train a model on FASTA files.")(train)
 app.command("info")(info)
 app.command("bench", epilog="Example: evo2 bench 50m --threads 2")(bench)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import torch
 
+from evo2cli import hub
 from evo2cli.errors import UsageError
 from evo2cli.messages import log
-from stripedhyena2 import PRESETS, CheckpointError, StripedHyena2, load_model
+from stripedhyena2 import PRESETS, CheckpointError, StripedHyena2
+from stripedhyena2.checkpoints import build, open_checkpoint
+from stripedhyena2.checkpoints.parts import files_of
 
 DEFAULT_MODEL = "prok-mini"
 _ASSETS = Path(__file__).parent / "assets"
@@ -28,10 +32,11 @@ def open_model(
 ) -> StripedHyena2:
     """The model that `--model NAME|PATH` means, on its device, in eval mode.
 
-    None is the bundled default, which says so on standard error. A path wins over a bundled name.
+    None is the bundled default, which says so on standard error. A path wins over a name.
 
     Raises:
         UsageError: the device or dtype is not one, or not here.
+        UserError: a published model cannot be downloaded.
         ModelError: no such model, or a checkpoint that cannot be used.
     """
     if name is None:
@@ -39,15 +44,31 @@ def open_model(
         name = DEFAULT_MODEL
     place = resolve_device(device)
     kind = resolve_dtype(dtype, place)
+    path, preset = find(name)
+    checkpoint = open_checkpoint(path, config or preset)
+    for remark in checkpoint.remarks:
+        log.warning("%s", remark)
+    return build(checkpoint, [place], kind)
+
+
+def find(name: str) -> tuple[Path, str | None]:
+    """The checkpoint that a user means by this, and the preset that it has if only the name tells: a path (also one
+    that is there in parts), a bundled model, or a published one, which is downloaded on first use."""
     path = Path(name)
-    if not path.exists() and name in bundled():
-        return load_model(_ASSETS / name, device=place, dtype=kind)
-    if not path.exists() and name not in PRESETS:
-        known = ", ".join(bundled())
-        raise CheckpointError(
-            f"no model {name!r}: neither a path nor a bundled model ({known}); give --model a checkpoint"
-        )
-    return load_model(name, config=config, device=place, dtype=kind)
+    if path.exists() or files_of(path):
+        return path, None
+    if name in bundled():
+        return _ASSETS / name, None
+    if name in hub.REPOSITORIES:
+        return hub.fetch(name), name
+    if name in PRESETS:
+        raise CheckpointError(f"{name} is a shape without published weights; train it (evo2 train) or give a path")
+    known = [*bundled(), *hub.REPOSITORIES]
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f" (did you mean {near[0]}?)" if near else ""
+    raise CheckpointError(
+        f"no model {name!r}{guess}: neither a path nor one of {', '.join(known)}; give --model a checkpoint"
+    )
 
 
 def resolve_device(device: str) -> torch.device:

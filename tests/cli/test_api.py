@@ -143,10 +143,15 @@ def test_without_a_seed_torchs_random_numbers_decide(evo2_model):
     assert draw() == first != second
 
 
-def test_wrong_requests(evo2_model):
+def test_wrong_requests(evo2_model, monkeypatch):
+    def refuse(name):
+        raise UserError(f"no network for {name}")
+
     with pytest.raises(UserError, match="prompt 1 is empty"):
         evo2_model.generate(["A", ""])
-    with pytest.raises(CheckpointError, match="no checkpoint at evo2_7b"):
+    monkeypatch.setattr("evo2cli.hub.find_cached", lambda name: None)
+    monkeypatch.setattr("evo2cli.hub.pull", refuse)
+    with pytest.raises(UserError, match="no network for evo2_7b"):
         Evo2()
     with pytest.raises(CheckpointError, match="does not fit"):
         Evo2("evo2_1b_base", local_path=str(DATA / "sdh-attn-d64.pt"))

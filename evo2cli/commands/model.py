@@ -1,0 +1,238 @@
+"""`evo2 model`: which models there are, what is in a checkpoint, and from one format to another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evo2cli.commands.options import Debug, ModelConfig, Quiet, Verbose
+from evo2cli.messages import log, progress_bar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stripedhyena2.checkpoints import Checkpoint
+
+app = typer.Typer(name="model", help="List, download, inspect, verify and convert models.")
+
+Name = Annotated[str, typer.Argument(metavar="NAME|PATH", help="A model by name, or a checkpoint.")]
+
+
+_CHUNK = 4096
+"""Tokens that scoring and prefill run at once."""
+
+
+class Format(StrEnum):
+    native = "native"
+    vortex = "vortex"
+    savanna = "savanna"
+
+
+@app.command("list")
+def list_models(quiet: Quiet = False, debug: Debug = False) -> None:
+    """List the models that --model knows by name, and where each is."""
+    from evo2cli import hub
+    from evo2cli.memory import skeleton
+    from evo2cli.models import bundled, find
+    from stripedhyena2 import preset
+    from stripedhyena2.checkpoints.native import read_about
+
+    print("name\tparameters\tlayers\tcontext\tplace")
+    for name in bundled():
+        path = find(name)[0]
+        config = preset(name)
+        config = type(config).from_dict(read_about(path)["config"])
+        print(_row(name, config, skeleton(config), "bundled"))
+    for name, repository in hub.REPOSITORIES.items():
+        config = preset(name)
+        cached = hub.find_cached(name)
+        print(_row(name, config, skeleton(config), str(cached) if cached else f"hub: {repository}"))
+
+
+def _row(name: str, config: Any, model: Any, place: str) -> str:
+    n = sum(p.numel() for p in model.parameters())
+    return f"{name}\t{n:,}\t{config.n_layers}\t{config.context:,}\t{place}"
+
+
+@app.command("pull", epilog="Example: evo2 model pull evo2_7b")
+def pull_model(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="evo2_7b, evo2_1b_base, ...: see evo2 model list.")],
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Download a published model, or what is missing of it, check its sha256 and print its path.
+
+    --model NAME does the same on first use. HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE=1 work as everywhere.
+    """
+    from evo2cli import hub
+    from evo2cli.errors import UserError
+
+    if name not in hub.REPOSITORIES:
+        raise UserError(f"no published model {name!r}; there are {', '.join(hub.REPOSITORIES)}")
+    print(hub.pull(name))
+
+
+@app.command("info", epilog="Example: evo2 model info evo2_7b.pt")
+def model_info(
+    name: Name,
+    model_config: ModelConfig = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at a time, for the memory needed.")] = 1,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Their length.", show_default="8192, or the context if shorter")
+    ] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Devices that share the layers.")] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a checkpoint is and what memory it needs, without reading its weights."""
+    import json as json_module
+
+    from evo2cli.models import find
+    from stripedhyena2.checkpoints import open_checkpoint
+
+    path, preset = find(name)
+    checkpoint = open_checkpoint(path, model_config or preset)
+    for remark in checkpoint.remarks:
+        log.warning("%s", remark)
+    facts = _facts(checkpoint, batch, length or min(checkpoint.config.context, 8192), devices)
+    print(json_module.dumps(facts, indent=1) if json else _text(facts))
+
+
+def _facts(checkpoint: Checkpoint, batch: int, length: int, devices: int) -> dict[str, Any]:
+    import torch
+
+    from evo2cli.memory import needed
+    from stripedhyena2.config import LAYERS
+
+    c = checkpoint.config
+    kinds = Counter(c.layout)
+    dtypes: Counter[str] = Counter()
+    parts: Counter[str] = Counter()
+    for key, t in checkpoint.tensors.items():
+        dtypes[str(t.form.dtype).removeprefix("torch.")] += t.form.numel()
+        parts[_part(key, c.layout)] += t.form.numel()
+    variants = {"bfloat16": (torch.bfloat16, False), "float32": (torch.float32, False), "int8": (torch.float32, True)}
+    memory = {}
+    for label, (dtype, int8) in variants.items():
+        m = needed(c, dtype, batch=batch, length=length, chunk=_CHUNK, devices=devices, int8=int8)
+        memory[label] = {"weights": m.weights, "states": m.states, "working": m.working, "total": m.total}
+    return {
+        "name": checkpoint.name,
+        "format": checkpoint.format,
+        "files": [str(file) for file in checkpoint.files],
+        "bytes": sum(file.stat().st_size for file in checkpoint.files),
+        "layout": c.layout,
+        "layers": {LAYERS[letter]: kinds[letter] for letter in LAYERS if kinds[letter]},
+        "width": c.d_model,
+        "heads": c.n_heads,
+        "mlp_width": c.d_mlp,
+        "context": c.context,
+        "rotary": {"base": c.rotary_base, "position_scale": c.rotary_scale},
+        "parameters": {"total": checkpoint.n_parameters, **dict(parts.most_common())},
+        "dtypes": dict(dtypes),
+        "fp8": {"trained_with": c.fp8_projections, "stored_scales": len(checkpoint.fp8_scales)},
+        "notes": checkpoint.notes,
+        "memory": {"batch": batch, "length": length, "devices": devices, "bytes_per_device": memory},
+    }
+
+
+def _part(key: str, layout: str) -> str:
+    from stripedhyena2.config import LAYERS
+
+    if not key.startswith("blocks."):
+        return "final norm" if key.startswith("norm.") else key.partition(".")[0]
+    _, layer, kind = key.split(".")[:3]
+    return LAYERS[layout[int(layer)]] if kind == "mixer" else "MLPs" if kind == "mlp" else "norms"
+
+
+def _text(facts: dict[str, Any]) -> str:
+    n, memory = facts["parameters"], facts["memory"]
+    layers = ", ".join(f"{count} {kind}" for kind, count in facts["layers"].items())
+    many = f" in {len(facts['files'])} files" if len(facts["files"]) > 1 else ""
+    fp8 = facts["fp8"]
+    lines = [
+        ("name", facts["name"]),
+        ("format", f"{facts['format']}, {_gb(facts['bytes'])}{many}"),
+        ("layout", f"{facts['layout']} ({layers})"),
+        ("width", f"{facts['width']}, {facts['heads']} heads, MLPs {facts['mlp_width']}"),
+        ("context", f"{facts['context']:,}"),
+        ("rotary", f"base {facts['rotary']['base']:g}, positions divided by {facts['rotary']['position_scale']:g}"),
+        ("parameters", f"{n['total']:,}"),
+        *((f"  {part}", f"{count:,}") for part, count in n.items() if part != "total"),
+        ("dtype", ", ".join(f"{dtype} {100 * count / n['total']:.3g} %" for dtype, count in facts["dtypes"].items())),
+        ("FP8", f"trained with it; {fp8['stored_scales']} stored scales" if fp8["trained_with"] else "not used"),
+        *((key, str(value)) for key, value in facts["notes"].items()),
+        ("memory", f"on each of {memory['devices']} device(s), {memory['batch']} x {memory['length']:,} tokens:"),
+    ]
+    for label, m in memory["bytes_per_device"].items():
+        parts = f"weights {_gb(m['weights'])} + states {_gb(m['states'])} + working about {_gb(m['working'])}"
+        lines.append((f"  {label}", f"{_gb(m['total'])} = {parts}"))
+    width = max(len(label) for label, _ in lines)
+    return "\n".join(f"{label:<{width}}  {value}" for label, value in lines)
+
+
+def _gb(n: int) -> str:
+    return f"{n / 1e9:.3g} GB" if n >= 1e8 else f"{n / 1e6:.3g} MB"
+
+
+@app.command("verify", epilog="Example: evo2 model verify evo2_7b")
+def verify_model(name: Name, model_config: ModelConfig = None, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Compare a checkpoint with its checksums: those in a native directory, the hub's, or NAME.pt.sha256 beside it.
+
+    Where there are none, every tensor is read and must be finite, and the sha256 is printed for you to compare.
+    """
+    from evo2cli.models import find
+    from evo2cli.verification import verify
+    from stripedhyena2.checkpoints import open_checkpoint
+
+    path, preset = find(name)
+    checkpoint = open_checkpoint(path, model_config or preset)
+    with progress_bar("verifying", beside="-") as advance:
+        print(verify(checkpoint, advance))
+
+
+@app.command("convert", epilog="Example: evo2 model convert evo2_7b.pt evo2_7b --to native")
+def convert_model(
+    source: Name,
+    target: Annotated[Path, typer.Argument(metavar="DST", help="A directory for native, else a .pt file.")],
+    to: Annotated[Format, typer.Option(help="The format to write.")],
+    model_config: ModelConfig = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Write a checkpoint in another format, every weight as it is; at most one file's share of it is in memory."""
+    from dataclasses import replace
+
+    from evo2cli.models import find
+    from stripedhyena2.checkpoints import open_checkpoint
+    from stripedhyena2.checkpoints.conversion import convert
+
+    path, preset = find(source)
+    checkpoint = open_checkpoint(path, model_config or preset)
+    with progress_bar("converting", beside="-") as advance:
+        watched = replace(checkpoint, tensors=_watched(checkpoint, advance))
+        convert(watched, to.value, target)
+    log.info("wrote %s", target)
+
+
+def _watched(checkpoint: Checkpoint, advance: Callable[[float | None, str], None]) -> dict[str, Any]:
+    """The tensors, of which each tells when it is read how far all of them are."""
+    from dataclasses import replace
+
+    total, done = sum(t.nbytes for t in checkpoint.tensors.values()), Counter[str]()
+
+    def told(t: Any) -> Any:
+        def read() -> Any:
+            done["bytes"] += t.nbytes
+            advance(min(done["bytes"] / total, 1.0), f"{_gb(done['bytes'])} of {_gb(total)}")
+            return t.read()
+
+        return replace(t, read=read)
+
+    return {key: told(t) for key, t in checkpoint.tensors.items()}

@@ -1,0 +1,78 @@
+"""How much memory a model takes: its weights, the states of sequences, and what a forward pass works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from stripedhyena2 import Config, StripedHyena2
+from stripedhyena2.checkpoints import parameter_dtype
+from stripedhyena2.placement import shares
+from stripedhyena2.state import AttentionState
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a device holds; with several devices, that the fullest holds."""
+
+    weights: int
+    states: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.states + self.working
+
+
+def skeleton(config: Config) -> StripedHyena2:
+    """The model without memory for its weights."""
+    with torch.device("meta"):
+        return StripedHyena2(config)
+
+
+def needed(
+    config: Config, dtype: torch.dtype, *, batch: int, length: int, chunk: int, devices: int = 1, int8: bool = False
+) -> Memory:
+    """What `batch` sequences of `length` tokens need, run `chunk` tokens at a time, on each of so many devices.
+
+    The working memory is an estimate: the largest tensors of a block that exist at a time.
+    """
+    model = skeleton(config)
+    blocks = [weight_bytes(block, dtype, int8) for block in model.blocks]
+    states = state_bytes(model, dtype, batch, length)
+    rest = weight_bytes(model, dtype, int8) - sum(blocks)
+    device_of = shares(blocks, [1.0] * devices)
+    heaviest = max(
+        (
+            sum(b for b, d in zip(blocks, device_of, strict=True) if d == device) + (rest if device == 0 else 0),
+            sum(s for s, d in zip(states, device_of, strict=True) if d == device),
+        )
+        for device in range(devices)
+    )
+    return Memory(*heaviest, working_bytes(config, dtype, batch * min(chunk, length)))
+
+
+def weight_bytes(module: nn.Module, dtype: torch.dtype, int8: bool = False) -> int:
+    """Bytes of a module's weights: dense ones in `dtype` or int8, filters and poles in float32 at least."""
+    dense = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)} if int8 else set()
+    return sum(
+        p.numel() * (1 if id(p) in dense else parameter_dtype(n, dtype).itemsize) for n, p in module.named_parameters()
+    )
+
+
+def state_bytes(model: StripedHyena2, dtype: torch.dtype, batch: int, length: int) -> list[int]:
+    """Bytes of each layer's state after `length` tokens of `batch` sequences."""
+    model.embedding.to(dtype)
+    c = model.config
+    cache = batch * length * 2 * c.d_model * dtype.itemsize
+    layers = model.initial_state(batch).layers
+    return [cache if isinstance(s, AttentionState) else s.nbytes() if s is not None else 0 for s in layers]
+
+
+def working_bytes(config: Config, dtype: torch.dtype, tokens: int) -> int:
+    """About what a forward pass over so many tokens holds beside weights and states."""
+    c = config
+    mlp, mixer = 3 * c.d_mlp + 3 * c.d_model, 10 * c.d_model
+    return tokens * (max(mlp, mixer) * dtype.itemsize + c.vocab_size * (dtype.itemsize + 4))
