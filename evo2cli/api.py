@@ -27,6 +27,7 @@ from evo2cli.models import open_model
 from evo2cli.profiles import profile
 from evo2cli.sampling import Sampler
 from stripedhyena2 import PRESETS, StripedHyena2
+from stripedhyena2.fp8 import Mode
 
 _BATCH_SIZE = 16
 
@@ -73,8 +74,10 @@ class Evo2:
         model_name: a preset's name (evo2_7b, ...), a bundled model (prok-mini), or the path of a checkpoint.
         local_path: where the checkpoint of that name is.
         config: a published-style YAML, for a published checkpoint that matches no preset.
-        device: auto, cpu, cuda, cuda:N or mps.
+        device: auto, cpu, cuda, cuda:N, mps, or several GPUs that share the layers: cuda:0,cuda:1.
         dtype: auto (bfloat16 on CUDA, float32 elsewhere), float32 or bfloat16.
+        fp8: FP8 input projections: auto (for the models that lose accuracy without), native, emulated or off.
+        quantize: int8 holds dense weights in one byte each.
 
     Raises:
         ModelError: there is no such checkpoint, or it cannot be used.
@@ -88,10 +91,14 @@ class Evo2:
         config: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        fp8: Mode = "auto",
+        quantize: str | None = None,
     ):
         if local_path is not None and config is None and model_name in PRESETS and Path(local_path).is_file():
             config = model_name
-        self.model: StripedHyena2 = open_model(local_path or model_name, config=config, device=device, dtype=dtype)
+        self.model: StripedHyena2 = open_model(
+            local_path or model_name, config=config, device=device, dtype=dtype, fp8=fp8, quantize=quantize
+        )
         self.tokenizer = Tokenizer()
 
     @torch.no_grad()

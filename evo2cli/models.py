@@ -9,9 +9,11 @@ import torch
 
 from evo2cli import hub
 from evo2cli.errors import UsageError
+from evo2cli.memory import skeleton, weight_bytes
 from evo2cli.messages import log
-from stripedhyena2 import PRESETS, CheckpointError, StripedHyena2
-from stripedhyena2.checkpoints import build, open_checkpoint
+from stripedhyena2 import PRESETS, CheckpointError, Config, StripedHyena2, int8
+from stripedhyena2 import fp8 as fp8_module
+from stripedhyena2.checkpoints import Checkpoint, Replace, build, open_checkpoint
 from stripedhyena2.checkpoints.parts import files_of
 
 DEFAULT_MODEL = "prok-mini"
@@ -28,11 +30,22 @@ def bundled() -> list[str]:
 
 
 def open_model(
-    name: str | None, *, config: str | None = None, device: str = "auto", dtype: str = "auto"
+    name: str | None,
+    *,
+    config: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    fp8: fp8_module.Mode = "auto",
+    quantize: str | None = None,
 ) -> StripedHyena2:
     """The model that `--model NAME|PATH` means, on its device, in eval mode.
 
     None is the bundled default, which says so on standard error. A path wins over a name.
+
+    Args:
+        device: auto, one device, or several with commas between, which share the layers.
+        fp8: how the input projections of Hyena mixers are multiplied; auto: in FP8 where the model needs it.
+        quantize: int8 holds the dense weights in one byte each.
 
     Raises:
         UsageError: the device or dtype is not one, or not here.
@@ -42,13 +55,36 @@ def open_model(
     if name is None:
         log.info("%s", _NOTE)
         name = DEFAULT_MODEL
-    place = resolve_device(device)
-    kind = resolve_dtype(dtype, place)
     path, preset = find(name)
     checkpoint = open_checkpoint(path, config or preset)
     for remark in checkpoint.remarks:
         log.warning("%s", remark)
-    return build(checkpoint, [place], kind)
+    places = resolve_devices(device, checkpoint.config, dtype)
+    kind = resolve_dtype(dtype, places[0])
+    return build(checkpoint, places, kind, _rounding(checkpoint, places, fp8, quantize))
+
+
+def _rounding(
+    checkpoint: Checkpoint, places: list[torch.device], fp8: fp8_module.Mode, quantize: str | None
+) -> Replace:
+    """What takes the place of linear layers, as FP8 and int8 are asked for."""
+    if quantize not in (None, "int8"):
+        raise UsageError(f"--quantize {quantize} is not known; use int8")
+    mode = fp8_module.resolve(fp8, checkpoint.config, places)
+    steps: list[Replace] = []
+    if mode != "off":
+        how = "as trained" if fp8 == "auto" else "as asked for"
+        log.info("input projections in FP8, %s, %s (--fp8 off would not)", mode, how)
+        steps.append(fp8_module.FP8Projections(checkpoint.config, mode, checkpoint.fp8_scales))
+    if quantize:
+        steps.append(int8.quantize)
+
+    def replace(name: str, module: torch.nn.Module) -> torch.nn.Module:
+        for step in steps:
+            module = step(name, module)
+        return module
+
+    return replace
 
 
 def find(name: str) -> tuple[Path, str | None]:
@@ -88,6 +124,33 @@ def resolve_device(device: str) -> torch.device:
     if place.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps is not available here; use --device cpu")
     return place
+
+
+def resolve_devices(device: str, config: Config, dtype: str = "auto") -> list[torch.device]:
+    """`cuda:0,cuda:1` is these; `auto` is all GPUs where the weights fill more than nine tenths of the first."""
+    if device != "auto":
+        places = [resolve_device(part) for part in device.split(",")]
+        if len({place.type for place in places}) > 1:
+            raise UsageError(f"--device {device} mixes kinds of devices; give one, or several GPUs")
+        return places
+    first = resolve_device(device)
+    if first.type != "cuda" or torch.cuda.device_count() == 1:
+        return [first]
+    weights = weight_bytes(skeleton(config), resolve_dtype(dtype, first))
+    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    return spread(weights, [(gpu, torch.cuda.mem_get_info(gpu)[0]) for gpu in gpus])
+
+
+def spread(weights: int, free: list[tuple[torch.device, int]]) -> list[torch.device]:
+    """The fewest of the devices, from the first on, whose free bytes take the weights with a tenth to spare."""
+    for n in range(1, len(free) + 1):
+        # equal shares: the one with the least room decides
+        if weights / n <= 0.9 * min(room for _, room in free[:n]):
+            return [device for device, _ in free[:n]]
+    raise UsageError(
+        f"the weights ({weights / 1e9:.1f} GB) do not fit {len(free)} GPUs with {min(r for _, r in free) / 1e9:.1f} GB "
+        "free; use --dtype bfloat16, --quantize int8 or --device cpu"
+    )
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -12,10 +12,13 @@ from evo2cli.commands.options import (
     Debug,
     Device,
     Dtype,
+    Fp8,
+    Fp8Mode,
     Model,
     ModelConfig,
     Precision,
     Processes,
+    Quantize,
     Quiet,
     Threads,
     Verbose,
@@ -75,6 +78,8 @@ def embed(
     model_config: ModelConfig = None,
     device: Device = "auto",
     dtype: Precision = Dtype.auto,
+    fp8: Fp8 = Fp8Mode.auto,
+    quantize: Quantize = None,
     cp: Processes = 1,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -109,7 +114,14 @@ def embed(
     if threads:
         torch.set_num_threads(threads)
     with together(cp, sequences) as processes, written_once(processes, output) as file:
-        net = open_model(model, config=model_config, device=processes.device(device), dtype=dtype.value)
+        net = open_model(
+            model,
+            config=model_config,
+            device=processes.device(device),
+            dtype=dtype.value,
+            fp8=fp8.value,
+            quantize=quantize,
+        )
         net = processes.split(net)
         layers = list({found.name: found for found in find_layers(net, layer)}.values())
         window = net.config.context if window is None else window

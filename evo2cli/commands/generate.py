@@ -9,7 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from evo2cli.commands.options import Debug, Device, Dtype, Model, ModelConfig, Precision, Quiet, Threads, Verbose
+from evo2cli.commands.options import (
+    Debug,
+    Device,
+    Dtype,
+    Fp8,
+    Fp8Mode,
+    Model,
+    ModelConfig,
+    Precision,
+    Quantize,
+    Quiet,
+    Threads,
+    Verbose,
+)
 from evo2cli.messages import log
 
 
@@ -57,6 +70,8 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples drawn at once; changes no sample.")] = 16,
     device: Device = "auto",
     dtype: Precision = Dtype.auto,
+    fp8: Fp8 = Fp8Mode.auto,
+    quantize: Quantize = None,
     threads: Threads = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -95,7 +110,7 @@ def generate(
     if save_state is not None and len(records) > 1:
         raise UsageError(f"--save-state keeps the state after one prompt, not after {len(records)}; give one")
     sampler = Sampler(_alphabet(alphabet), temperature, top_k, top_p, min_p)
-    net = open_model(model, config=model_config, device=device, dtype=dtype.value)
+    net = open_model(model, config=model_config, device=device, dtype=dtype.value, fp8=fp8.value, quantize=quantize)
     after, prompts = None, [record.tokens for record in records]
     if state is not None:
         after = Prefix.load(state, net)

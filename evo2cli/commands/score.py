@@ -11,10 +11,13 @@ from evo2cli.commands.options import (
     Debug,
     Device,
     Dtype,
+    Fp8,
+    Fp8Mode,
     Model,
     ModelConfig,
     Precision,
     Processes,
+    Quantize,
     Quiet,
     Threads,
     Verbose,
@@ -49,6 +52,8 @@ def score(
     model_config: ModelConfig = None,
     device: Device = "auto",
     dtype: Precision = Dtype.auto,
+    fp8: Fp8 = Fp8Mode.auto,
+    quantize: Quantize = None,
     cp: Processes = 1,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -76,7 +81,14 @@ def score(
         torch.set_num_threads(threads)
     n, seen = 0, set()
     with together(cp, sequences) as processes:
-        whole = open_model(model, config=model_config, device=processes.device(device), dtype=dtype.value)
+        whole = open_model(
+            model,
+            config=model_config,
+            device=processes.device(device),
+            dtype=dtype.value,
+            fp8=fp8.value,
+            quantize=quantize,
+        )
         weights: Any = whole.source
         about = provenance(model=weights.name, checksum=f"sha256:{weights.checksum}", strand=strand.value)
         net = processes.split(whole)

@@ -13,10 +13,13 @@ from evo2cli.commands.options import (
     Debug,
     Device,
     Dtype,
+    Fp8,
+    Fp8Mode,
     Model,
     ModelConfig,
     Precision,
     Processes,
+    Quantize,
     Quiet,
     Threads,
     Verbose,
@@ -143,6 +146,8 @@ def score_variants(
     device: Device = "auto",
     dtype: Precision = Dtype.auto,
     cp: Processes = 1,
+    fp8: Fp8 = Fp8Mode.auto,
+    quantize: Quantize = None,
     threads: Threads = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -202,7 +207,10 @@ def score_variants(
         reader = source.open(reference)
         check_lengths(reader, reference)
         place = processes.device(ranks.device(device))
-        net = processes.split(open_model(model, config=model_config, device=place, dtype=dtype.value))
+        whole = open_model(
+            model, config=model_config, device=place, dtype=dtype.value, fp8=fp8.value, quantize=quantize
+        )
+        net = processes.split(whole)
         width = window or default_window(net)
         if width > net.config.context:
             log.warning(f"--window {width} is more than the {net.config.context} bases that the model was trained for")

@@ -159,7 +159,7 @@ class ModelState:
 
     def select(self, rows: Tensor) -> ModelState:
         """The rows of these indices, in their order."""
-        return self._map(lambda t: t.index_select(0, rows))
+        return self._map(lambda t: t.index_select(0, rows.to(t.device)))
 
     def to(self, device: torch.device | str) -> ModelState:
         return self._map(lambda t: t.to(device))

@@ -20,6 +20,7 @@ from stripedhyena2.errors import CheckpointError
 
 __all__ = [
     "Checkpoint",
+    "Replace",
     "Source",
     "build",
     "load_model",

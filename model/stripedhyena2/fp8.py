@@ -1,0 +1,134 @@
+"""FP8 input projections: the product that most published models were trained with in their Hyena mixers.
+
+Input and weight are scaled into the range of e4m3 (4 bits of exponent, 3 of mantissa, largest value 448), rounded to
+it, multiplied, and scaled back. `native` lets the device multiply in FP8 (`torch._scaled_mm`); `emulated` multiplies
+the same rounded numbers in the model's dtype, which holds every one of them exactly: any device can do that.
+
+The weight and, where the checkpoint has its FP8 metadata, the input have the scales of training. An input without a
+stored scale is scaled token by token, `448 / max|x|`: a scale of a whole batch would let sequences change each other,
+and a sequence run in pieces come out otherwise than in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stripedhyena2.config import Config
+from stripedhyena2.errors import ConfigError
+
+E4M3_MAX = 448.0
+_E4M3 = torch.float8_e4m3fn
+_ROW_MULTIPLE = 16
+
+Mode = Literal["auto", "native", "emulated", "off"]
+
+
+def to_e4m3(x: Tensor) -> Tensor:
+    """The nearest e4m3 numbers, ties to even, what is out of range at its ends."""
+    return x.clamp(-E4M3_MAX, E4M3_MAX).to(_E4M3)
+
+
+def needs_fp8(c: Config) -> bool:
+    """Whether a model loses accuracy without FP8 projections: those trained with them do, but for the 7B ones."""
+    return c.fp8_projections and c.d_model != 4096
+
+
+def multiplies_fp8(device: torch.device, scaled_by_row: bool) -> bool:
+    """Whether the device multiplies FP8 matrices: from Ada on with one scale, from Hopper on with one a row."""
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) >= ((9, 0) if scaled_by_row else (8, 9))
+
+
+class FP8Linear(nn.Module):
+    """x Wᵀ + b, in FP8, in place of a linear layer.
+
+    Args:
+        linear: the layer, its weight (out, in).
+        scales: stored factors of its input and of its weight; None takes them from the numbers themselves.
+        native: multiply with `torch._scaled_mm`.
+    """
+
+    weight: Tensor
+    inverse: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear, scales: tuple[float, float] | None, native: bool):
+        super().__init__()
+        weight, dtype = linear.weight.detach(), linear.weight.dtype
+        self.input_scale = None if scales is None else scales[0]
+        scale = weight.new_tensor(scales[1], dtype=torch.float32) if scales else _scale(weight.float().abs().amax())
+        rounded = to_e4m3(weight.float() * scale)
+        self.native = native
+        self.register_buffer("weight", rounded if native else rounded.to(dtype), persistent=False)
+        self.register_buffer("inverse", scale.reciprocal(), persistent=False)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        acc = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.input_scale is None:
+            scale = _scale(acc.abs().amax(-1, keepdim=True))
+        else:
+            scale = acc.new_full((1,) * acc.dim(), self.input_scale)
+        q = to_e4m3(acc * scale)
+        y = self._native(q, scale, x.dtype) if self.native else self._emulated(q, scale, x.dtype)
+        return y if self.bias is None else y + self.bias
+
+    def _emulated(self, q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        y = F.linear(q.to(dtype), self.weight)
+        return (y * (self.inverse / scale)).to(dtype)
+
+    def _native(self, q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        out, rows = self.weight.shape[0], q.numel() // q.shape[-1]
+        padded = F.pad(q.view(torch.uint8).reshape(rows, -1), (0, 0, 0, -rows % _ROW_MULTIPLE)).view(_E4M3)
+        inverse = scale.reciprocal().float()
+        if self.input_scale is None:
+            inverse = F.pad(inverse.reshape(rows, 1), (0, 0, 0, -rows % _ROW_MULTIPLE), value=1.0)
+            weight_inverse = self.inverse.expand(1, out).contiguous()
+        else:
+            inverse, weight_inverse = inverse.reshape(()), self.inverse
+        y = torch._scaled_mm(padded, self.weight.t(), scale_a=inverse, scale_b=weight_inverse, out_dtype=torch.bfloat16)
+        return y[:rows].view(*q.shape[:-1], out).to(dtype)
+
+
+def _scale(largest: Tensor) -> Tensor:
+    """The factor that brings numbers of this largest magnitude into e4m3's range."""
+    return E4M3_MAX / largest.clamp_min(torch.finfo(torch.float32).tiny * E4M3_MAX)
+
+
+class FP8Projections:
+    """Replaces the input projections of Hyena mixers, as the `replace` of `checkpoints.build`.
+
+    Args:
+        mode: native or emulated.
+        scales: stored scales by module name (`Checkpoint.fp8_scales`).
+
+    Raises:
+        ConfigError: native, on a device that does not multiply in FP8.
+    """
+
+    def __init__(self, config: Config, mode: Mode, scales: Mapping[str, list[float]]):
+        self.mode, self.scales = mode, scales
+        self.names = {f"blocks.{i}.mixer.in_proj" for i, letter in enumerate(config.layout) if letter in "SDH"}
+
+    def __call__(self, name: str, module: nn.Module) -> nn.Module:
+        if name not in self.names or not isinstance(module, nn.Linear):
+            return module
+        stored = self.scales.get(name)
+        if self.mode == "native" and not multiplies_fp8(module.weight.device, stored is None):
+            raise ConfigError(f"{module.weight.device} does not multiply in FP8; use --fp8 emulated")
+        return FP8Linear(module, None if stored is None else (stored[0], stored[1]), self.mode == "native")
+
+
+def resolve(mode: Mode, config: Config, devices: list[torch.device]) -> Mode:
+    """What `auto` means for a model on these devices: native, else emulated, where the model needs it; else off."""
+    if mode != "auto":
+        return mode
+    if not needs_fp8(config):
+        return "off"
+    return "native" if all(multiplies_fp8(device, scaled_by_row=True) for device in devices) else "emulated"
