@@ -30,6 +30,9 @@ def train(
     steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 3000,
     batch_size: Annotated[int, Option(min=1, help="Windows in a step.")] = 8,
     seq_len: Annotated[int, Option(min=2, help="Bases in a window.")] = 1024,
+    optimizer: Annotated[
+        str, Option(help="adamw, or muon: for the matrices of linear layers, beside adamw for the rest.")
+    ] = "adamw",
     lr: Annotated[float, Option(help="Peak learning rate.")] = 3e-3,
     warmup: Annotated[int, Option(min=0, help="Steps of linear warm-up.")] = 200,
     schedule: Annotated[str, Option(help="cosine, or wsd: a plateau with a decay at the end.")] = "cosine",
@@ -60,7 +63,7 @@ def train(
 
     from evo2cli.errors import UsageError
     from evo2cli.models import resolve_device
-    from evo2cli.training.optimization import SCHEDULES
+    from evo2cli.training.optimization import OPTIMIZERS, SCHEDULES
     from evo2cli.training.run import Progress, Run, Settings, export
 
     if threads:
@@ -68,6 +71,9 @@ def train(
     torch.set_flush_denormal(True)  # decayed filter taps become denormal, and denormals are slow
     if schedule not in SCHEDULES:
         raise UsageError(f"--schedule {schedule} is not known; use {' or '.join(SCHEDULES)}")
+
+    if optimizer not in OPTIMIZERS:
+        raise UsageError(f"--optimizer {optimizer} is not known; use {' or '.join(OPTIMIZERS)}")
 
     def note(line: str) -> None:
         log.info("%s", line)
@@ -86,6 +92,7 @@ def train(
         "schedule": schedule, "final_fraction": final_fraction, "decay_steps": decay_steps,
         "weight_decay": weight_decay, "clip": clip, "seed": seed, "valid_every": valid_every,
         "valid_windows": valid_windows, "save_every": save_every, "log_every": log_every,
+        "optimizer": optimizer,
     }  # fmt: skip
     if resume is not None:
         if fasta or out or layout or _given(context, "preset"):

@@ -1,4 +1,4 @@
-"""AdamW with weight decay where it belongs, and the learning rate as a function of the step."""
+"""The optimizers, with weight decay where it belongs, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from evo2cli.training.muon import Muon
+
 SCHEDULES = ("cosine", "wsd")
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,24 @@ class Schedule:
         return self.peak * (self.final_fraction + (1 - self.final_fraction) * fall)
 
 
+def optimizers(model: nn.Module, kind: str, *, weight_decay: float, fused: bool) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters, or Muon for the matrices of linear layers and AdamW for the rest."""
+    if kind == "adamw":
+        return [adamw(model, weight_decay=weight_decay, fused=fused)]
+    matrices, others = split_matrices(model)
+    rest = torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=fused)
+    return [Muon(matrices, lr=0.0, weight_decay=weight_decay), rest]
+
+
 def adamw(model: nn.Module, *, weight_decay: float, fused: bool) -> torch.optim.AdamW:
     """AdamW (0.9, 0.95) that decays the weights of linear layers and nothing else."""
-    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    decayed = [p for p in model.parameters() if id(p) in linear]
-    others = [p for p in model.parameters() if id(p) not in linear]
+    decayed, others = split_matrices(model)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-8, fused=fused)
+
+
+def split_matrices(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The weights of linear layers, and all other parameters; only those that are trained."""
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [p for p in trained if id(p) in linear], [p for p in trained if id(p) not in linear]

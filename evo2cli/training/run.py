@@ -22,7 +22,7 @@ import torch
 from evo2cli.errors import UserError
 from evo2cli.training.data import Corpus, find_files
 from evo2cli.training.evaluation import bits_per_base, next_base_loss, spread
-from evo2cli.training.optimization import Schedule, adamw
+from evo2cli.training.optimization import Schedule, optimizers
 from evo2cli.version import __version__
 from stripedhyena2 import Config, StripedHyena2
 from stripedhyena2.checkpoints import native, running_tensors
@@ -54,6 +54,7 @@ class Settings:
     valid_windows: int
     save_every: int
     log_every: int
+    optimizer: str = "adamw"
     version: str = field(default=__version__)
 
 
@@ -107,7 +108,7 @@ class Run:
         )
         self.step, self.best = 0, math.inf
         self.model = prepare_for_training(new_model(Config.from_dict(settings.config), settings.seed)).to(device)
-        self.optimizer = adamw(self.model, weight_decay=settings.weight_decay, fused=True)
+        self.optimizers = optimizers(self.model, settings.optimizer, weight_decay=settings.weight_decay, fused=True)
 
     @classmethod
     def resume(cls, folder: Path, changes: dict[str, Any], **kwargs: Any) -> Run:
@@ -122,8 +123,11 @@ class Run:
             run.note("no checkpoint was written yet: starting at step 0")
             return run
         state = torch.load(state_file, map_location=run.device, weights_only=True)
+        if "optimizers" not in state:  # the one optimizer of a run of 0.1
+            state["optimizers"] = [state["optimizer"]]
         run.model.load_state_dict(state["model"])
-        run.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, its_state in zip(run.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(its_state)
         run.step, run.best = state["step"], state["best"]
         return run
 
@@ -152,8 +156,9 @@ class Run:
         """One optimizer step; returns the batch's bits per base and the gradient norm."""
         s = self.settings
         ids = self.data.batch(s.seed, self.step, s.batch_size, s.seq_len).to(self.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate(self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.schedule.rate(self.step)
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.model(ids[:, :-1])
         nats, count = next_base_loss(logits, ids[:, 1:])
@@ -166,8 +171,9 @@ class Run:
                 f"the loss or its gradient is not finite at step {self.step}; the run is saved before that step, "
                 f"resume it with a smaller --lr"
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return float(loss.detach()) / math.log(2), grad_norm
 
@@ -207,7 +213,7 @@ class Run:
         """Write the last checkpoint: the running form, and beside it all that resuming needs."""
         state = {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "best": self.best,
         }

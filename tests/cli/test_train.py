@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from evo2cli.io.sequences import read_fasta
 from evo2cli.io.tokens import PAD, reverse_complement
 from evo2cli.training.data import Corpus, find_files, target_mask
 from evo2cli.training.evaluation import bits_per_base, next_base_loss, spread
-from evo2cli.training.optimization import Schedule, adamw
+from evo2cli.training.muon import Muon, orthogonalize
+from evo2cli.training.optimization import OPTIMIZERS, Schedule, adamw, optimizers
 from evo2cli.training.run import Run, Settings
 from stripedhyena2 import Config, load_model
 from stripedhyena2.initialization import new_model, prepare_for_training
@@ -128,6 +130,48 @@ def test_only_linear_weights_decay():
     assert len(decayed["params"]) + len(kept) == len(names)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has had its own since 2.9")
+def test_muon_equals_the_one_of_torch():
+    shapes = [(24, 8), (8, 24), (16, 16), (24, 8)]
+    g = torch.Generator().manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(s, generator=g)) for s in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    torch_muon: Any = torch.optim.Muon  # type: ignore[attr-defined]
+    both = Muon(ours, lr=0.02), torch_muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=g)
+            b.grad = a.grad.clone()
+        before = [p.detach().clone() for p in ours]
+        for optimizer in both:
+            optimizer.step()
+        for a, b, old in zip(ours, theirs, before, strict=True):
+            assert (a - b).norm() < 0.08 * (a - old).norm()  # torch's iterates in bfloat16
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (20, 20)])
+def test_orthogonalized_matrices_keep_their_directions_and_lose_their_sizes(shape):
+    m = torch.randn(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    u, s, vh = torch.linalg.svd(m, full_matrices=False)
+    inner = u.mT @ orthogonalize(m) @ vh.mT
+    sizes = inner.diagonal(dim1=1, dim2=2)
+    assert torch.allclose(inner, torch.diag_embed(sizes), atol=1e-9)
+    large = s > 0.1 * s.amax(1, keepdim=True)
+    assert sizes[large].min() > 0.6
+    assert sizes.max() < 1.25
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest():
+    model = prepare_for_training(new_model(TINY, 0))
+    muon, rest = optimizers(model, "muon", weight_decay=0.1, fused=False)
+    decayed, others = adamw(model, weight_decay=0.1, fused=False).param_groups
+    assert [id(p) for p in muon.param_groups[0]["params"]] == [id(p) for p in decayed["params"]]
+    assert [id(p) for p in rest.param_groups[0]["params"]] == [id(p) for p in others["params"]]
+    assert rest.param_groups[0]["weight_decay"] == 0
+    with pytest.raises(ValueError, match="takes matrices"):
+        Muon([torch.nn.Parameter(torch.zeros(3))], lr=1.0)
+
+
 def test_training_learns_and_leaves_a_usable_checkpoint(tmp_path):
     path = tmp_path / "train.fa"
     path.write_text(">repeat\n" + "ACGGTTCA" * 100 + "\n")
@@ -147,9 +191,10 @@ def weights(folder):
     return dict(load_model(folder / "last").named_parameters())
 
 
-def test_resume_is_bit_exact(fasta, tmp_path):
-    start(tmp_path / "whole", settings_for(fasta)).train()
-    broken = start(tmp_path / "broken", settings_for(fasta))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resume_is_bit_exact(fasta, tmp_path, optimizer):
+    start(tmp_path / "whole", settings_for(fasta, optimizer=optimizer)).train()
+    broken = start(tmp_path / "broken", settings_for(fasta, optimizer=optimizer))
     for _ in range(4):
         broken.one_step()
     broken.folder.mkdir()
@@ -240,6 +285,7 @@ def test_wrong_usage_exits_with_2(fasta, tmp_path, capsys):
         ([], "--fasta"),
         (["--resume", tmp_path, "--fasta", fasta], "--resume takes"),
         (["--fasta", fasta, "--schedule", "linear"], "--schedule linear"),
+        (["--fasta", fasta, "--optimizer", "sgd"], "--optimizer sgd"),
     ):
         assert main(["train", *map(str, args)]) == 2
         assert message in capsys.readouterr().err
