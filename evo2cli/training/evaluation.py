@@ -1,4 +1,4 @@
-"""Bits per base of a model on held-out sequences."""
+"""Loss on targets by their weights, and bits per base of a model on held-out sequences."""
 
 from __future__ import annotations
 
@@ -7,32 +7,44 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from evo2cli.io.tokens import PAD
-from evo2cli.training.data import target_mask
-from stripedhyena2 import StripedHyena2
+from evo2cli.training import targets as stored_bytes
+from evo2cli.training.data import Batch
+from evo2cli.training.parallel import ALONE, Ranks
 
 
-def next_base_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy in nats over the targets that count, and their number: logits (B, L, V), targets (B, L)."""
-    mask = target_mask(targets)
+def next_base_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy in nats of targets (B, L) by logits (B, L, V), each times its weight, and the weights' sum.
+
+    Without weights (B, L), A C G T weigh one and all else nothing.
+    """
+    if weights is None:
+        weights = torch.from_numpy(stored_bytes.weights(np.arange(256, dtype=np.uint8))).to(targets.device)[targets]
     nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
-    return (nats * mask).sum(), mask.sum()
+    return (nats * weights).sum(), weights.sum()
 
 
-@torch.inference_mode()
-def bits_per_base(model: StripedHyena2, tiles: np.ndarray, batch_size: int) -> float:
-    """Mean -log2 p of the bases of tiles (n, L + 1), each predicted from the bases before it in its own tile."""
+@torch.no_grad()
+def bits_per_base(model: nn.Module, tiles: np.ndarray, batch_size: int, ranks: Ranks = ALONE) -> float:
+    """Mean -log2 p of the bases of tiles (n, L + 1), each predicted from the bases before it in its own tile.
+
+    Soft-masked bases count in full. Ranks share the tiles and all return the same number.
+    """
     device = next(model.parameters()).device
-    nats, bases = 0.0, 0
+    nats, bases = 0.0, 0.0
     was_training = model.training
     model.eval()
-    for start in range(0, len(tiles), batch_size):
-        ids = torch.from_numpy(tiles[start : start + batch_size].astype(np.int64)).to(device)
-        total, count = next_base_loss(model(ids[:, :-1]), ids[:, 1:])
-        nats, bases = nats + float(total.double()), bases + int(count)
+    for first in range(0, len(tiles), batch_size * ranks.world):
+        start = first + batch_size * ranks.rank
+        # a rank whose share is empty runs a row of nothing: sharded models need every rank in every forward pass
+        mine = tiles[start : start + batch_size] if start < len(tiles) else np.full_like(tiles[:1], PAD)
+        batch = Batch.of(mine).to(device)
+        total, count = next_base_loss(model(batch.ids[:, :-1]), batch.ids[:, 1:], (batch.weights > 0).float())
+        nats, bases = nats + float(total.double()), bases + float(count)
     model.train(was_training)
+    nats, bases = ranks.sum(nats, bases)
     return nats / max(bases, 1) / math.log(2)
 
 

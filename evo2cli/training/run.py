@@ -1,8 +1,8 @@
-"""A training run: its settings, its loop, and its folder, from which it resumes exactly.
+"""A training run: its data, its model, its loop, and its folder, from which it resumes exactly.
 
-RUN/run.json     the settings           RUN/log.jsonl   one line a logged step, one a validation
-RUN/last/        newest checkpoint, native, with training/state.pt (optimizer and step)
-RUN/best/        the checkpoint with the lowest validation loss
+RUN/run.json     the settings, resolved     RUN/log.jsonl   one line a logged step, one a validation
+RUN/last, RUN/best                          checkpoints: see `checkpoints`
+RUN/trouble.json                            the windows of a step that was not taken, and why
 """
 
 from __future__ import annotations
@@ -11,67 +11,61 @@ import contextlib
 import json
 import math
 import signal
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from evo2cli.errors import UserError
-from evo2cli.training.data import Corpus, find_files
+from evo2cli.models import open_model
+from evo2cli.training.checkpoints import TRAINING, Checkpoints, load_training, running_copy
+from evo2cli.training.data import Batch, Corpus, find_files
 from evo2cli.training.evaluation import bits_per_base, next_base_loss, spread
 from evo2cli.training.optimization import Schedule, optimizers
-from evo2cli.version import __version__
+from evo2cli.training.parallel import ALONE, Ranks, distribute, gradients_stay_local, require_even_split
+from evo2cli.training.settings import Settings
+from evo2cli.training.splits import hold_out, only
+from evo2cli.training.store import default_folder
+from evo2cli.training.utilization import memory_in_use, peak_flops
 from stripedhyena2 import Config, StripedHyena2
-from stripedhyena2.checkpoints import native, running_tensors
+from stripedhyena2.checkpoints import native, parameter_dtype
+from stripedhyena2.flops import training_flops
 from stripedhyena2.initialization import new_model, prepare_for_training
+from stripedhyena2.lora import add_lora
 
-RUN, LOG, LAST, BEST, STATE = "run.json", "log.jsonl", "last", "best", "training/state.pt"
-
-
-@dataclass
-class Settings:
-    """Everything that determines a run, but for where it is written."""
-
-    fasta: list[str]
-    valid: list[str]
-    config: dict[str, Any]
-    preset: str
-    steps: int
-    batch_size: int
-    seq_len: int
-    lr: float
-    warmup: int
-    schedule: str
-    final_fraction: float
-    decay_steps: int
-    weight_decay: float
-    clip: float
-    seed: int
-    valid_every: int
-    valid_windows: int
-    save_every: int
-    log_every: int
-    optimizer: str = "adamw"
-    version: str = field(default=__version__)
+LOG, TROUBLE = "log.jsonl", "trouble.json"
+SPIKE_WINDOW = 100
+"""A loss spikes against the median of this many steps before it."""
 
 
 @dataclass
 class Progress:
-    """What a logged step reports."""
+    """What a logged step reports. Losses are those of the batch before the step; memory is in bytes."""
 
     step: int
+    steps: int
     bits: float
     lr: float
     grad_norm: float
     tokens_per_second: float
     seconds_left: float
+    loss: float
+    utilization: float
+    memory: int
 
 
 class Run:
-    """A model in training. `report` gets a Progress every `log_every` steps, `note` a line now and then."""
+    """A model in training. `report` gets a Progress every `log_every` steps, `note` a line now and then.
+
+    Under torchrun every rank makes one; the first alone writes, reports and notes.
+    """
 
     def __init__(
         self,
@@ -80,24 +74,14 @@ class Run:
         device: torch.device,
         report: Callable[[Progress], None],
         note: Callable[[str], None],
+        ranks: Ranks = ALONE,
     ):
-        self.folder, self.settings, self.device = folder, settings, device
-        self.report, self.note = report, note
-        held_out = find_files(settings.valid)
-        files = find_files(settings.fasta)
-        shared = {f.resolve() for f in held_out} & {f.resolve() for f in files}
-        if shared:
-            note(f"kept out of training, being held out: {', '.join(sorted(f.name for f in shared))}")
-        files = [f for f in files if f.resolve() not in shared]
-        if not files:
-            raise UserError("every training file is also held out; give --fasta other files")
-        self.data = Corpus.read(files)
-        note(f"{len(files)} training files, {len(self.data.names)} sequences, {self.data.n_bases:,} bases")
-        short = sum(s.size <= settings.seq_len for s in self.data.sequences)
-        if short:
-            note(f"{short} training sequences are shorter than a window of {settings.seq_len} and are padded")
-        self.valid = {f.name: Corpus.read([f]).tiles(settings.seq_len) for f in held_out}
-
+        self.folder, self.settings, self.device, self.ranks = folder, settings, device, ranks
+        self.report: Callable[[Progress], None] = report if ranks.rank == 0 else _nothing
+        self.note: Callable[[str], None] = note if ranks.rank == 0 else _nothing
+        require_even_split(settings.batch_size, settings.accumulate, ranks)
+        self.precision = resolve_precision(settings.precision, device)
+        self.data, self.valid = self._read_data()
         self.schedule = Schedule(
             settings.schedule,
             settings.lr,
@@ -107,131 +91,261 @@ class Run:
             settings.decay_steps,
         )
         self.step, self.best = 0, math.inf
-        self.model = prepare_for_training(new_model(Config.from_dict(settings.config), settings.seed)).to(device)
-        self.optimizers = optimizers(self.model, settings.optimizer, weight_decay=settings.weight_decay, fused=True)
+        self.recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
+        self.model = trainable(settings).to(device)
+        if settings.recompute:
+            recompute_blocks(self.model)
+        self.forward = distribute(self.model, ranks, settings.parallel, reshard=settings.reshard)
+        self.optimizers = optimizers(
+            self.model, settings.optimizer, weight_decay=settings.weight_decay, fused=settings.parallel != "fsdp"
+        )
+        if settings.keep_optimizer:
+            load_training(Path(str(settings.init_from)) / TRAINING, self.model, self.optimizers)
+        self.checkpoints = Checkpoints(folder, ranks)
+
+    def _read_data(self) -> tuple[Corpus, dict[str, Any]]:
+        """The training corpus, and the tiles of what is held out, by name."""
+        s = self.settings
+        files, held_out = find_files(s.fasta), find_files(s.valid)
+        shared = {f.resolve() for f in held_out} & {f.resolve() for f in files}
+        if shared:
+            self.note(f"kept out of training, being held out: {', '.join(sorted(f.name for f in shared))}")
+        files = [f for f in files if f.resolve() not in shared]
+        if not files:
+            raise UserError("every training file is also held out; give --fasta other files")
+        stores = Path(s.store) if s.store else default_folder()
+        data, sources = Corpus.open(files, stores, skip_bad=s.skip_bad, note=self.note)
+        if not data.names:
+            raise UserError(f"nothing to train on in {', '.join(map(str, files))}; give other files")
+        data = only(data, s.only_bed) if s.only_bed else data
+        data, held = hold_out(data, s.hold_out, s.hold_out_bed)
+        self.note(f"{len(files)} training files, {len(data.names)} sequences, {data.n_bases:,} bases")
+        short = sum(size.size <= s.seq_len for size in data.sequences)
+        if short and not s.pack:
+            self.note(f"{short} training sequences are shorter than a window of {s.seq_len} and are padded")
+        self._check_sources({source.path: source.sha256 for source in sources})
+        valid = {}
+        if held.names:
+            self.note(f"{len(held.names)} sequences and regions held out, {held.n_bases:,} bases")
+            valid["held out"] = held.tiles(s.seq_len)
+        for f in held_out:
+            valid[f.name] = Corpus.open([f], stores, skip_bad=s.skip_bad, note=self.note)[0].tiles(s.seq_len)
+        return Corpus(data.names, data.sequences, s.pack, s.tag_dropout), valid
+
+    def _check_sources(self, now: dict[str, str]) -> None:
+        """Remember what the data were when the run began, and refuse to go on with others."""
+        began = self.settings.sources
+        if not began:
+            began.update(now)
+        changed = sorted(path for path in began.keys() | now.keys() if began.get(path) != now.get(path))
+        if changed:
+            raise UserError(
+                f"{changed[0]} is not what it was when the run began, so the run cannot go on exactly; put it back, or "
+                f"begin a new run with --init-from {self.folder / 'last'}"
+            )
 
     @classmethod
     def resume(cls, folder: Path, changes: dict[str, Any], **kwargs: Any) -> Run:
         """Continue a run from its last checkpoint; `changes` override its settings."""
-        try:
-            saved = json.loads((folder / RUN).read_text())
-        except OSError as e:
-            raise UserError(f"{folder} is not a training run: no {RUN} in it; give the run's folder") from e
-        run = cls(folder, Settings(**(saved | changes)), **kwargs)
-        state_file = folder / LAST / STATE
-        if not state_file.exists():
+        run = cls(folder, Settings.read(folder, changes), **kwargs)
+        progress = run.checkpoints.load(run.model, run.optimizers)
+        if progress is None:
             run.note("no checkpoint was written yet: starting at step 0")
             return run
-        state = torch.load(state_file, map_location=run.device, weights_only=True)
-        if "optimizers" not in state:  # the one optimizer of a run of 0.1
-            state["optimizers"] = [state["optimizer"]]
-        run.model.load_state_dict(state["model"])
-        for optimizer, its_state in zip(run.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(its_state)
-        run.step, run.best = state["step"], state["best"]
+        run.step, run.best = progress["step"], progress["best"]
+        run.recent.extend(progress["recent"])
         return run
 
-    def train(self) -> bool:
-        """Run to the last step; False when a signal ended it early. Either way the last checkpoint is written."""
+    def train(self, stop_at: int | None = None) -> bool:
+        """Run to the last step; False when a signal or `stop_at` ended it early. Either way it is saved."""
         s = self.settings
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / RUN).write_text(json.dumps(asdict(s), indent=1) + "\n")
-        with _signals() as stop:
-            mark, marked = time.monotonic(), self.step
-            while self.step < s.steps and not stop:
-                bits, grad_norm = self.one_step()
+        if self.ranks.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            s.write(self.folder)
+        end = min(s.steps, stop_at or s.steps)
+        flops = training_flops(self.model.config, s.seq_len)
+        peak = peak_flops(self.device, self.precision) * self.ranks.world
+        with _signals() as signals:
+            mark, marked, stopped = time.monotonic(), self.step, False
+            while self.step < end and not stopped:
+                bits, grad_norm, stopped = self.one_step(bool(signals))
                 if self.step % s.log_every == 0 or self.step == s.steps:
-                    rate = (self.step - marked) / (time.monotonic() - mark)
-                    mark, marked = time.monotonic(), self.step
-                    self.log_progress(bits, grad_norm, rate)
-                last = self.step == s.steps
-                if self.valid and (self.step % s.valid_every == 0 or last):
-                    self.validate(s.valid_windows)
-                if self.step % s.save_every == 0 and not last:
-                    self.save()
+                    now = time.monotonic()
+                    rate = (self.step - marked) / (now - mark)
+                    mark, marked = now, self.step
+                    self.log_progress(bits, grad_norm, rate, flops / peak)
+                best = False
+                if self.valid and (self.step % s.valid_every == 0 or self.step == s.steps):
+                    best = self.validated_best()
+                if best or (self.step % s.save_every == 0 and self.step < end):
+                    self.save(best=best)
             self.save()
-            return not stop
+            self.checkpoints.wait()
+            return self.step == s.steps
 
-    def one_step(self) -> tuple[float, float]:
-        """One optimizer step; returns the batch's bits per base and the gradient norm."""
-        s = self.settings
-        ids = self.data.batch(s.seed, self.step, s.batch_size, s.seq_len).to(self.device)
+    def one_step(self, stop: bool = False) -> tuple[float, float, bool]:
+        """One optimizer step; the batch's bits per base, the gradient norm, and whether any rank was told to stop."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.rate(self.step)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits = self.model(ids[:, :-1])
-        nats, count = next_base_loss(logits, ids[:, 1:])
-        loss = nats / count.clamp_min(1)
-        loss.backward()
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.clip))
-        if not math.isfinite(grad_norm):
-            self.save()
-            raise UserError(
-                f"the loss or its gradient is not finite at step {self.step}; the run is saved before that step, "
-                f"resume it with a smaller --lr"
-            )
+        batch = self.batch(self.step)
+        weight, stops = self.ranks.sum(float(batch.weights.sum(dtype=torch.float64)), float(stop))
+        nats = self._backward(batch.to(self.device), max(weight, 1e-9))
+        bits = self.ranks.sum(nats)[0] / max(weight, 1e-9) / math.log(2)
+        grad_norm = self._clip()
+        self._stop_on_trouble(bits, grad_norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return float(loss.detach()) / math.log(2), grad_norm
+        self.recent.append(bits)
+        return bits, grad_norm, stops > 0
 
-    def log_progress(self, bits: float, grad_norm: float, steps_per_second: float) -> None:
+    def batch(self, step: int) -> Batch:
+        """This rank's windows of a step."""
+        s = self.settings
+        return self.data.sample(s.seed, step, self.ranks.rows(s.batch_size), s.batch_size, s.seq_len)
+
+    def _backward(self, batch: Batch, weight: float) -> float:
+        """Gradients of the loss, a mean over the `weight` of all ranks' batches; this rank's sum of nats."""
+        n, nats = self.settings.accumulate, 0.0
+        parts = list(zip(batch.ids.chunk(n), batch.weights.chunk(n), strict=True))
+        for i, (ids, weights) in enumerate(parts):
+            with gradients_stay_local(self.forward, i < n - 1):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+                    logits = self.forward(ids[:, :-1])
+                total, _ = next_base_loss(logits, ids[:, 1:], weights)
+                # ranks average their gradients, and what is wanted is their sum
+                (total * (self.ranks.world / weight)).backward()
+            nats += float(total.detach())
+        return nats
+
+    def _clip(self) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def _stop_on_trouble(self, bits: float, grad_norm: float) -> None:
+        """Save and raise where the step must not be taken: the loss spikes, or it or its gradient is not finite."""
+        usual = statistics.median(self.recent) if len(self.recent) == SPIKE_WINDOW else math.inf
+        spike = self.settings.spike > 0 and bits > usual + self.settings.spike
+        if math.isfinite(bits) and math.isfinite(grad_norm) and not spike:
+            return
+        s = self.settings
+        what = (
+            f"the loss spikes at step {self.step}: {bits:.2f} bits per base, usually {usual:.2f}"
+            if spike
+            else f"the loss or its gradient is not finite at step {self.step}"
+        )
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        windows = [str(w) for w in self.data.windows(s.seed, self.step, s.batch_size, s.seq_len)]
+        self.save()
+        self.checkpoints.wait()
+        if self.ranks.rank == 0:
+            trouble = {"step": self.step, "what": what, "windows": windows}
+            (self.folder / TROUBLE).write_text(json.dumps(trouble, indent=1) + "\n")
+        raise UserError(
+            f"{what}; the run is saved before that step and the windows are in {self.folder / TROUBLE}: look at them, "
+            f"then resume with a smaller --lr" + (", or with --spike 0" if spike else "")
+        )
+
+    def log_progress(self, bits: float, grad_norm: float, steps_per_second: float, cost: float) -> None:
+        """Report a step; `cost` is the part of the devices' arithmetic that a token a second takes."""
         s = self.settings
         tokens = steps_per_second * s.batch_size * s.seq_len
-        left = (s.steps - self.step) / steps_per_second
-        progress = Progress(self.step, bits, self.schedule.rate(self.step - 1), grad_norm, tokens, left)
+        progress = Progress(
+            step=self.step,
+            steps=s.steps,
+            bits=bits,
+            lr=self.schedule.rate(self.step - 1),
+            grad_norm=grad_norm,
+            tokens_per_second=tokens,
+            seconds_left=(s.steps - self.step) / steps_per_second,
+            loss=bits * math.log(2),
+            utilization=tokens * cost,
+            memory=memory_in_use(self.device),
+        )
         self.log(asdict(progress))
         self.report(progress)
 
     def validate(self, windows: int) -> dict[str, float]:
-        """Bits per base on each held-out file (at most `windows` windows each); keeps the best checkpoint."""
-        bits = {
-            name: bits_per_base(self.model, spread(tiles, windows), self.settings.batch_size)
-            for name, tiles in self.valid.items()
-        }
+        """Bits per base on each held-out file (at most `windows` windows each)."""
+        size = max(self.settings.batch_size // (self.settings.accumulate * self.ranks.dp[1]), 1)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            bits = {n: bits_per_base(self.model, spread(t, windows), size, self.ranks) for n, t in self.valid.items()}
         self.log({"step": self.step, "valid": bits})
         self.note(f"step {self.step}: held out " + ", ".join(f"{n} {b:.4f}" for n, b in bits.items()) + " bits/base")
-        mean = sum(bits.values()) / len(bits)
-        if mean < self.best:
-            self.best = mean
-            self.write_checkpoint(self.folder / BEST)
         return bits
 
-    def log(self, line: dict[str, Any]) -> None:
-        with (self.folder / LOG).open("a") as f:
-            f.write(json.dumps(line) + "\n")
+    def validated_best(self) -> bool:
+        """Validate; whether the mean over the held-out files is the lowest so far."""
+        bits = self.validate(self.settings.valid_windows)
+        mean = sum(bits.values()) / len(bits)
+        if mean >= self.best:
+            return False
+        self.best = mean
+        return True
 
-    def write_checkpoint(self, path: Path) -> None:
-        native.save(path, self.model.config, dict(running_tensors(self.model)), notes=self.notes())
+    def log(self, line: dict[str, Any]) -> None:
+        if self.ranks.rank == 0:
+            with (self.folder / LOG).open("a") as f:
+                f.write(json.dumps(line) + "\n")
 
     def notes(self) -> dict[str, Any]:
         return {"step": self.step, "tokens": self.step * self.settings.batch_size * self.settings.seq_len}
 
-    def save(self) -> None:
-        """Write the last checkpoint: the running form, and beside it all that resuming needs."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "step": self.step,
-            "best": self.best,
-        }
-
-        def with_state(staging: Path) -> None:
-            (staging / STATE).parent.mkdir()
-            torch.save(state, staging / STATE)
-
-        tensors = dict(running_tensors(self.model))
-        native.save(self.folder / LAST, self.model.config, tensors, notes=self.notes(), also=with_state)
+    def save(self, *, best: bool = False) -> None:
+        """Begin to write a checkpoint of this step, unless there is one."""
+        progress = {"step": self.step, "best": self.best, "recent": list(self.recent)}
+        self.checkpoints.save(self.step, self.model, self.optimizers, progress, self.notes(), best=best)
 
 
-def export(model: StripedHyena2, path: Path, dtype: torch.dtype, notes: dict[str, Any]) -> None:
+def trainable(settings: Settings) -> StripedHyena2:
+    """The model a run begins with, in its trainable form: new, or from a checkpoint, with adapters if wanted."""
+    config = Config.from_dict(settings.config)
+    if settings.init_from is None:
+        model = prepare_for_training(new_model(config, settings.seed))
+    else:
+        start = open_model(settings.init_from, config=settings.init_config, device="cpu", dtype="float32")
+        model = StripedHyena2(config)
+        model.load_state_dict(start.state_dict())
+        model = prepare_for_training(model)
+    if settings.lora is not None:
+        lora = settings.lora
+        add_lora(
+            model, lora["rank"], lora["alpha"],
+            targets=tuple(lora["targets"]), also=tuple(lora["also"]), seed=settings.seed,
+        )  # fmt: skip
+    return model
+
+
+def recompute_blocks(model: StripedHyena2) -> None:
+    """Keep only the inputs of blocks for the backward pass, which runs each block's forward again."""
+    for block in model.blocks:
+
+        def again(x: torch.Tensor, state: Any, forward: Callable[..., Any] = block.forward) -> Any:
+            return checkpoint(forward, x, state, use_reentrant=False)
+
+        block.forward = again  # type: ignore[method-assign]
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """`auto` computes in bfloat16 on CUDA and in float32 elsewhere; master weights are float32 always."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def export(model: nn.Module, path: Path, dtype: torch.dtype, notes: dict[str, Any], ranks: Ranks = ALONE) -> None:
     """Write a model's running form with dense weights in `dtype` (filters and poles stay float32)."""
-    from stripedhyena2.checkpoints import parameter_dtype
+    config: Any = model.config
+    tensors = {name: t.to(parameter_dtype(name, dtype)) for name, t in running_copy(model).items()}
+    if ranks.rank == 0:
+        native.save(path, config, tensors, notes=notes)
 
-    tensors = {name: t.to(parameter_dtype(name, dtype)) for name, t in running_tensors(model)}
-    native.save(path, model.config, tensors, notes=notes)
+
+def _nothing(_: Any) -> None:
+    pass
 
 
 @contextlib.contextmanager

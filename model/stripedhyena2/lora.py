@@ -1,0 +1,146 @@
+"""LoRA: frozen linear layers with trainable low-rank updates beside them (Hu et al., arXiv:2106.09685)."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stripedhyena2.backbone import StripedHyena2
+from stripedhyena2.checkpoints import running_tensors
+from stripedhyena2.errors import CheckpointError, ConfigError
+
+DEFAULT_TARGETS = ("*.in_proj", "*.qkv_proj", "*.out_proj", "*.mlp.w?")
+"""All projections and MLPs."""
+ALSO = {"biases": "*bias", "norms": "*norm*.scale", "filters": "*mixer.*"}
+"""What may train along with the adapters: in a Hyena mixer all that is no linear layer is a filter."""
+ADAPTER, ABOUT = "adapter.safetensors", "adapter.json"
+
+
+class LoRALinear(nn.Linear):
+    """y = W x + (alpha / rank) B A x, W and the bias frozen; B starts at zero."""
+
+    lora_a: nn.Parameter
+    lora_b: nn.Parameter
+    scale: float
+
+    @classmethod
+    def adapt(cls, linear: nn.Linear, rank: int, alpha: float, generator: torch.Generator) -> None:
+        """Turn a linear layer into one with an adapter, in place."""
+        w = linear.weight
+        a = torch.empty(rank, w.shape[1]).uniform_(-1, 1, generator=generator) * math.sqrt(3 / w.shape[1])
+        linear.__class__ = cls
+        assert isinstance(linear, LoRALinear)
+        linear.lora_a = nn.Parameter(a.to(w))
+        linear.lora_b = nn.Parameter(w.new_zeros(w.shape[0], rank))
+        linear.scale = alpha / rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
+
+    def merged(self) -> Tensor:
+        """W + (alpha / rank) B A."""
+        return self.weight + self.scale * self.lora_b @ self.lora_a
+
+
+def add_lora(
+    model: StripedHyena2,
+    rank: int,
+    alpha: float,
+    *,
+    targets: tuple[str, ...] = DEFAULT_TARGETS,
+    also: tuple[str, ...] = (),
+    seed: int = 0,
+) -> StripedHyena2:
+    """Freeze a model and give the linear layers that match a name or glob of `targets` adapters; returns it.
+
+    Args:
+        model: in its running or its trainable form.
+        rank: of the updates.
+        alpha: an update is scaled by alpha / rank.
+        targets: names or globs of linear layers.
+        also: of "biases", "norms" and "filters", what trains along.
+        seed: of the adapters' initial values.
+
+    Raises:
+        ConfigError: a target matches no linear layer, or `also` names something else.
+    """
+    unknown = sorted(set(also) - set(ALSO))
+    if unknown:
+        raise ConfigError(f"{unknown[0]} cannot be trained with adapters; of {', '.join(ALSO)}")
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    for target in targets:
+        if not fnmatch.filter(linear, target):
+            raise ConfigError(f"no linear layer matches {target}; for example {next(iter(linear))}")
+    weights = {id(m.weight) for m in linear.values()}
+    for name, p in model.named_parameters():
+        trains = any(fnmatch.fnmatchcase(name, ALSO[kind]) and _is_kind(name, kind) for kind in also)
+        p.requires_grad_(trains and id(p) not in weights)
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in linear.items():
+        if any(fnmatch.fnmatchcase(name, target) for target in targets):
+            LoRALinear.adapt(module, rank, alpha, generator)
+    return model
+
+
+def _is_kind(name: str, kind: str) -> bool:
+    # a featurizer's bias is a bias, and so is an output projection's, which lies in the mixer
+    return kind != "filters" or not name.endswith("bias")
+
+
+def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """`running_tensors`, adapters merged into the weights they adapt."""
+    for name, t in running_tensors(model):
+        owner, _, last = name.rpartition(".")
+        if last in ("lora_a", "lora_b"):
+            continue
+        module = model.get_submodule(owner)
+        yield name, module.merged().detach() if last == "weight" and isinstance(module, LoRALinear) else t
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What is trained of a model with adapters, by name, filters in their running form."""
+    trained = {
+        n.replace("parametrizations.", "").removesuffix(".original")
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    }
+    return {name: t for name, t in running_tensors(model) if name in trained}
+
+
+def save_adapter(model: nn.Module, path: str | Path, about: dict[str, Any]) -> None:
+    """Write a folder with what is trained alone; `about` (rank, alpha, targets, also, base) is kept beside it."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.cpu().contiguous() for name, t in adapter_tensors(model).items()}, path / ADAPTER)
+    (path / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def load_adapter(model: StripedHyena2, path: str | Path) -> StripedHyena2:
+    """Add the adapter in a folder to the model it was trained on, a model in its running form.
+
+    Raises:
+        CheckpointError: the folder holds no adapter, or one of another model.
+    """
+    path = Path(path)
+    try:
+        about = json.loads((path / ABOUT).read_text())
+        tensors = load_file(path / ADAPTER)
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{path} holds no adapter: {e}; give the folder that --export-adapter wrote") from e
+    add_lora(model, about["rank"], about["alpha"], targets=tuple(about["targets"]), also=tuple(about["also"]))
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if {n: p.shape for n, p in own.items()} != {n: t.shape for n, t in tensors.items()}:
+        raise CheckpointError(f"{path} is the adapter of another model ({about.get('base')}); give that one")
+    with torch.no_grad():
+        for name, p in own.items():
+            p.copy_(tensors[name])
+    return model
