@@ -1,0 +1,104 @@
+"""The store is built once, shared, notices a changed source, and names what it cannot use."""
+
+import gzip
+import json
+import os
+
+import numpy as np
+import pytest
+
+from evo2cli.app import main
+from evo2cli.errors import UserError
+from evo2cli.training.data import Corpus, find_files
+from evo2cli.training.store import default_folder, open_store
+
+
+def opened(path, notes=None, **options):
+    return open_store(path, default_folder(), note=(notes if notes is not None else []).append, **options)
+
+
+def test_a_store_holds_the_records_in_their_case_and_is_built_once(fasta, genome):
+    notes = []
+    store = opened(fasta, notes)
+    assert store.names == ["a", "b", "short"]
+    assert [s.tobytes().decode() for s in store.sequences] == [genome(3000), genome(500, 1).lower(), "ACGTN"]
+    again = opened(fasta, notes)
+    assert len(notes) == 1
+    assert "prepared" in notes[0]
+    assert again.source == store.source
+    assert all(np.array_equal(a, b) for a, b in zip(store.sequences, again.sequences, strict=True))
+    assert np.shares_memory(store.sequences[0], store.sequences[0].base)
+    with pytest.raises(ValueError, match="read-only"):
+        again.sequences[0][0] = 65
+
+
+def test_a_changed_source_is_noticed(fasta):
+    notes = []
+    first = opened(fasta, notes)
+    os.utime(fasta, ns=(1, 1))  # touched, not changed
+    assert opened(fasta, notes).source.sha256 == first.source.sha256
+    assert len(notes) == 1
+    fasta.write_text(">a\nACGT\n")
+    changed = opened(fasta, notes)
+    assert [s.tobytes() for s in changed.sequences] == [b"ACGT"]
+    assert "has changed since it was prepared" in notes[1]
+
+
+def test_a_store_begun_by_a_killed_run_is_built_again(fasta):
+    folder = default_folder()
+    opened(fasta)
+    (store,) = [p for p in folder.iterdir() if p.is_dir()]
+    (store / "index.json").write_text("{")
+    (folder / f".{store.name}.partial").mkdir()
+    (folder / f".{store.name}.partial" / "bytes.bin").write_bytes(b"half")
+    assert opened(fasta).names == ["a", "b", "short"]
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("empty.fa", b"", "no FASTA records"),
+        ("protein.fa", b">p\nMKVLAAGE\n", "record p has 'L' at position 4"),
+        ("hollow.fa", b">a\nACGT\n>b\n", "record b has no sequence"),
+        ("binary.fa", b">x\nAC\xff", "not ASCII at position 3"),
+        ("pipe.fa", b">x\nAC|d__\nGT", "record x has '|' at position 3"),
+        ("text.fa", b"hello\n>a\nACGT", "not a FASTA file"),
+        ("cut.fa.gz", gzip.compress(b">a\n" + b"ACGTTGCAAC" * 2000 + os.urandom(0))[:-30], "truncated"),
+    ],
+)
+def test_bad_data_is_named_or_skipped(tmp_path, name, contents, message):
+    path = tmp_path / name
+    path.write_bytes(contents)
+    good = tmp_path / "good.fa"
+    good.write_text(">g\nACGT\n")
+    with pytest.raises(UserError, match=message) as e:
+        opened(path)
+    assert name in str(e.value)
+    assert "\n" not in str(e.value)
+    notes = []
+    corpus, _ = Corpus.open([path, good], default_folder(), skip_bad=True, note=notes.append)
+    kept = ["hollow.fa:a"] if name == "hollow.fa" else []
+    assert corpus.names == [*kept, "good.fa:g"]
+    assert any(message in note and "skipped" in note for note in notes)
+    with pytest.raises(UserError, match=message):  # the store remembers
+        opened(path)
+
+
+def test_prepare_builds_the_store_alone(fasta, tmp_path, capsys):
+    assert main(["train", "--fasta", str(fasta), "--prepare", "--store", str(tmp_path / "s")]) == 0
+    assert "1 files, 3 sequences, 3,505 bases" in capsys.readouterr().err
+    index = json.loads(next((tmp_path / "s").glob("train.fa-*/index.json")).read_text())
+    assert index["ends"] == [3000, 3500, 3505]
+    assert not (tmp_path / "runs").exists()
+    assert main(["train", "--fasta", str(fasta), "--prepare", "--store", str(fasta)]) == 1
+    assert "choose another --store" in capsys.readouterr().err
+
+
+def test_files_of_a_folder(tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in ("b.fna.gz", "a.fa", "notes.txt"):
+        (tmp_path / "d" / name).write_bytes(b"")
+    assert [p.name for p in find_files([str(tmp_path / "d")])] == ["a.fa", "b.fna.gz"]
+    (tmp_path / "e").mkdir()
+    with pytest.raises(UserError, match="no FASTA files in this folder"):
+        find_files([str(tmp_path / "e")])
