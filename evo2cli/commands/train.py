@@ -122,6 +122,7 @@ def train(
         bool, Option("--recompute", help="Keep only the blocks' inputs, and run blocks again backwards: less memory.")
     ] = False,
     parallel: Annotated[str, Option(help="Under torchrun: ddp, or fsdp to shard the model.")] = "ddp",
+    cp: Annotated[int, Option(min=1, help="Under torchrun: so many processes share each sequence.")] = 1,
     reshard: Annotated[bool, Option(help="fsdp: give a block's weights back after its forward pass.")] = True,
     valid_every: Annotated[int, Option(min=1, help="Steps between validations.")] = 250,
     valid_windows: Annotated[int, Option(min=1, help="Windows of each held-out file used in a validation.")] = 64,
@@ -146,7 +147,7 @@ def train(
     import torch
 
     from evo2cli.models import resolve_device
-    from evo2cli.training.parallel import processes
+    from evo2cli.training.parallel import started
 
     if threads:
         torch.set_num_threads(threads)
@@ -156,7 +157,12 @@ def train(
     if prepare:
         _prepare(values)
         return
-    with processes(resolve_device(device)) as (ranks, place), progress_bar("training", "") as bar:
+    folder = resume or out or Path("runs") / preset
+
+    def mend() -> str:
+        return f"go on from the last checkpoint with: evo2 train --resume {folder}"
+
+    with started(resolve_device(device), cp, mend) as (ranks, place), progress_bar("training", "") as bar:
         options = {"device": place, "note": log.info, "ranks": ranks, "report": _reporter(bar, sys.stderr.isatty())}
         run = _begin(values, given, options)
         if not run.train(stop_at):

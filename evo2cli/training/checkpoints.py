@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from evo2cli.errors import UserError
 from evo2cli.training.parallel import Ranks
-from stripedhyena2 import Config
+from stripedhyena2 import CheckpointError, Config
 from stripedhyena2.checkpoints import native
 from stripedhyena2.lora import merged_tensors
 
@@ -83,7 +83,7 @@ class Checkpoints:
             return
         try:
             writing.result()
-        except (OSError, SafetensorError, CheckpointException) as e:
+        except (OSError, CheckpointError, SafetensorError, CheckpointException) as e:
             kept = latest_step(self.folder)
             rest = "there is no earlier one" if kept is None else f"that of step {kept} is whole"
             raise UserError(

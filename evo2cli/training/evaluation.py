@@ -36,12 +36,13 @@ def bits_per_base(model: nn.Module, tiles: np.ndarray, batch_size: int, ranks: R
     nats, bases = 0.0, 0.0
     was_training = model.training
     model.eval()
-    for first in range(0, len(tiles), batch_size * ranks.world):
-        start = first + batch_size * ranks.rank
-        # a rank whose share is empty runs a row of nothing: sharded models need every rank in every forward pass
+    place, n_ranks = ranks.dp
+    for first in range(0, len(tiles), batch_size * n_ranks):
+        start = first + batch_size * place
+        # a rank whose share is empty runs a row of nothing: split models need every rank in every forward pass
         mine = tiles[start : start + batch_size] if start < len(tiles) else np.full_like(tiles[:1], PAD)
-        batch = Batch.of(mine).to(device)
-        total, count = next_base_loss(model(batch.ids[:, :-1]), batch.ids[:, 1:], (batch.weights > 0).float())
+        inputs, targets, weights = ranks.share(Batch.of(mine).to(device))
+        total, count = next_base_loss(model(inputs), targets, (weights > 0).float())
         nats, bases = nats + float(total.double()), bases + float(count)
     model.train(was_training)
     nats, bases = ranks.sum(nats, bases)

@@ -1,33 +1,43 @@
 """The processes of a run: which one this is, what it adds up with the others, and the model spread over them.
 
-Ranks form a mesh of two axes: `dp`, over which a batch is split by rows, and `cp`, over which a sequence would be
-split by positions. Loss and gradients are sums over both.
+Ranks form a mesh of two axes: `dp`, over which a batch is split by rows, and `cp`, over which a sequence is split
+by positions (context parallelism). Loss and gradients are sums over both.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from evo2cli.errors import UsageError
+from evo2cli.io.tokens import PAD
+from evo2cli.processes import joined
+from evo2cli.training.data import Batch
+from stripedhyena2 import StripedHyena2
+from stripedhyena2.parallel import ContextParallel, parallelize
+
+# a block's state is a view of what it computed, and nothing writes to it
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 STRATEGIES = ("ddp", "fsdp")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run; without a mesh it is alone."""
+    """This process among those of the run; without a mesh it is alone, and without a context sequences are whole."""
 
     mesh: DeviceMesh | None = None
+    context: ContextParallel | None = None
 
     @property
     def rank(self) -> int:
@@ -47,6 +57,13 @@ class Ranks:
         place, n = self.dp
         return range(place * batch_size // n, (place + 1) * batch_size // n)
 
+    def share(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, targets and the targets' weights of a batch, each (n, its positions): this rank's part."""
+        inputs, targets, weights = batch.ids[:, :-1], batch.ids[:, 1:], batch.weights
+        if self.context is None:
+            return inputs, targets, weights
+        return (*self.context.inputs_and_targets(batch.ids, PAD), self.context.split(weights))
+
     def sum(self, *values: float) -> list[float]:
         """Each value summed over all ranks, in float64."""
         if self.mesh is None:
@@ -55,29 +72,38 @@ class Ranks:
         dist.all_reduce(total)
         return total.tolist()
 
-    def barrier(self) -> None:
-        if self.mesh is not None:
-            dist.barrier()
-
 
 ALONE = Ranks()
 
 
 @contextlib.contextmanager
-def processes(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
-    """The ranks that torchrun started, and this one's device; alone where it did not."""
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
+def started(device: torch.device, cp: int, mend: Callable[[], str]) -> Iterator[tuple[Ranks, torch.device]]:
+    """The ranks that torchrun started, `cp` of them to a sequence, and this one's device; alone where it did not.
+
+    Raises:
+        UsageError: so many ranks do not divide by `cp`.
+        UserError: a rank was lost on the way; which, and `mend`.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world % cp:
+        raise UsageError(f"--cp {cp} does not divide the {world} processes; start a multiple of {cp} with torchrun")
+    if "RANK" not in os.environ:
         yield ALONE, device
         return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    with joined(mend):
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        yield Ranks(init_device_mesh(device.type, (world // cp, cp), mesh_dim_names=("dp", "cp"))), device
+
+
+def split_sequences(model: StripedHyena2, ranks: Ranks) -> Ranks:
+    """The ranks with what splits sequences over the mesh's axis `cp`, if it has several ranks, put to the model."""
+    if ranks.mesh is None or ranks.mesh.size(1) == 1:
+        return ranks
     try:
-        mesh = init_device_mesh(device.type, (dist.get_world_size(), 1), mesh_dim_names=("dp", "cp"))
-        yield Ranks(mesh), device
-    finally:
-        dist.destroy_process_group()
+        return replace(ranks, context=parallelize(model, ranks.mesh))
+    except ValueError as error:
+        raise UsageError(f"--cp {ranks.mesh.size(1)}: {error}") from None
 
 
 def distribute(model: nn.Module, ranks: Ranks, strategy: str, *, reshard: bool) -> nn.Module:
@@ -91,7 +117,7 @@ def distribute(model: nn.Module, ranks: Ranks, strategy: str, *, reshard: bool) 
     if strategy == "ddp":
         ids = [torch.cuda.current_device()] if ranks.mesh.device_type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids)
-    mesh = ranks.mesh["dp", "cp"]._flatten("shards")
+    mesh = init_device_mesh(ranks.mesh.device_type, (ranks.world,))
     blocks: Any = model.blocks
     for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard)

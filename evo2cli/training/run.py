@@ -29,7 +29,14 @@ from evo2cli.training.checkpoints import TRAINING, Checkpoints, load_training, r
 from evo2cli.training.data import Batch, Corpus, find_files
 from evo2cli.training.evaluation import bits_per_base, next_base_loss, spread
 from evo2cli.training.optimization import Schedule, optimizers
-from evo2cli.training.parallel import ALONE, Ranks, distribute, gradients_stay_local, require_even_split
+from evo2cli.training.parallel import (
+    ALONE,
+    Ranks,
+    distribute,
+    gradients_stay_local,
+    require_even_split,
+    split_sequences,
+)
 from evo2cli.training.settings import Settings
 from evo2cli.training.splits import hold_out, only
 from evo2cli.training.store import default_folder
@@ -93,8 +100,11 @@ class Run:
         self.step, self.best = 0, math.inf
         self.recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
         self.model = trainable(settings).to(device)
+        if self.precision == torch.bfloat16:
+            multiply_in_bfloat16(self.model, device)
         if settings.recompute:
             recompute_blocks(self.model)
+        self.ranks = ranks = split_sequences(self.model, ranks)
         self.forward = distribute(self.model, ranks, settings.parallel, reshard=settings.reshard)
         self.optimizers = optimizers(
             self.model, settings.optimizer, weight_decay=settings.weight_decay, fused=settings.parallel != "fsdp"
@@ -188,9 +198,9 @@ class Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.rate(self.step)
-        batch = self.batch(self.step)
-        weight, stops = self.ranks.sum(float(batch.weights.sum(dtype=torch.float64)), float(stop))
-        nats = self._backward(batch.to(self.device), max(weight, 1e-9))
+        share = self.ranks.share(self.batch(self.step))
+        weight, stops = self.ranks.sum(float(share[2].sum(dtype=torch.float64)), float(stop))
+        nats = self._backward([t.to(self.device, non_blocking=True) for t in share], max(weight, 1e-9))
         bits = self.ranks.sum(nats)[0] / max(weight, 1e-9) / math.log(2)
         grad_norm = self._clip()
         self._stop_on_trouble(bits, grad_norm)
@@ -206,15 +216,13 @@ class Run:
         s = self.settings
         return self.data.sample(s.seed, step, self.ranks.rows(s.batch_size), s.batch_size, s.seq_len)
 
-    def _backward(self, batch: Batch, weight: float) -> float:
-        """Gradients of the loss, a mean over the `weight` of all ranks' batches; this rank's sum of nats."""
+    def _backward(self, share: list[torch.Tensor], weight: float) -> float:
+        """Gradients of the loss, a mean over the `weight` of all ranks' shares; this rank's sum of nats."""
         n, nats = self.settings.accumulate, 0.0
-        parts = list(zip(batch.ids.chunk(n), batch.weights.chunk(n), strict=True))
-        for i, (ids, weights) in enumerate(parts):
+        parts = zip(*(t.chunk(n) for t in share), strict=True)
+        for i, (inputs, targets, weights) in enumerate(parts):
             with gradients_stay_local(self.forward, i < n - 1):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-                    logits = self.forward(ids[:, :-1])
-                total, _ = next_base_loss(logits, ids[:, 1:], weights)
+                total, _ = next_base_loss(self.forward(inputs), targets, weights)
                 # ranks average their gradients, and what is wanted is their sum
                 (total * (self.ranks.world / weight)).backward()
             nats += float(total.detach())
@@ -271,8 +279,7 @@ class Run:
     def validate(self, windows: int) -> dict[str, float]:
         """Bits per base on each held-out file (at most `windows` windows each)."""
         size = max(self.settings.batch_size // (self.settings.accumulate * self.ranks.dp[1]), 1)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            bits = {n: bits_per_base(self.model, spread(t, windows), size, self.ranks) for n, t in self.valid.items()}
+        bits = {n: bits_per_base(self.model, spread(t, windows), size, self.ranks) for n, t in self.valid.items()}
         self.log({"step": self.step, "valid": bits})
         self.note(f"step {self.step}: held out " + ", ".join(f"{n} {b:.4f}" for n, b in bits.items()) + " bits/base")
         return bits
@@ -317,6 +324,13 @@ def trainable(settings: Settings) -> StripedHyena2:
             targets=tuple(lora["targets"]), also=tuple(lora["also"]), seed=settings.seed,
         )  # fmt: skip
     return model
+
+
+def multiply_in_bfloat16(model: nn.Module, device: torch.device) -> None:
+    """Let linear layers multiply in bfloat16, from float32 weights; convolutions and poles compute in float32."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.forward = torch.autocast(device.type, torch.bfloat16)(module.forward)  # type: ignore[method-assign]
 
 
 def recompute_blocks(model: StripedHyena2) -> None:

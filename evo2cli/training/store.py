@@ -22,7 +22,7 @@ from filelock import FileLock
 from evo2cli.errors import UserError
 from evo2cli.io.streams import Input, readable
 from evo2cli.training.targets import first_foreign, mark_tags
-from stripedhyena2.checkpoints.native import replace_directory
+from stripedhyena2.checkpoints.staging import replace
 
 FORMAT = 1
 BYTES, INDEX = "bytes.bin", "index.json"
@@ -124,7 +124,7 @@ def _build(folder: Path, fasta: Path, where: str, note: Callable[[str], None]) -
     source = Source(where, now.st_size, now.st_mtime_ns, _sha256(fasta))
     index = {"format": FORMAT, "source": asdict(source), "skipped": skipped, "ends": ends, "names": names}
     (staging / INDEX).write_text(json.dumps(index))
-    replace_directory(staging, folder)
+    replace(staging, folder)
     note(f"prepared {fasta}: {len(names):,} sequences, {size:,} bases" + (f", {len(skipped)} bad" if skipped else ""))
     return index
 

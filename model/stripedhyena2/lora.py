@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from stripedhyena2.backbone import StripedHyena2
 from stripedhyena2.checkpoints import running_tensors
 from stripedhyena2.errors import CheckpointError, ConfigError
+from stripedhyena2.linear import Linear
 
 DEFAULT_TARGETS = ("*.in_proj", "*.qkv_proj", "*.out_proj", "*.mlp.w?")
 """All projections and MLPs."""
@@ -25,7 +26,7 @@ ALSO = {"biases": "*bias", "norms": "*norm*.scale", "filters": "*mixer.*"}
 ADAPTER, ABOUT = "adapter.safetensors", "adapter.json"
 
 
-class LoRALinear(nn.Linear):
+class LoRALinear(Linear):
     """y = W x + (alpha / rank) B A x, W and the bias frozen; B starts at zero."""
 
     lora_a: nn.Parameter

@@ -1,0 +1,263 @@
+"""What a run promises: exact resumption, checkpoints that survive, the same loss however its batch is cut."""
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from evo2cli.app import main
+from evo2cli.errors import UsageError, UserError
+from evo2cli.training import checkpoints
+from evo2cli.training.evaluation import bits_per_base, spread
+from evo2cli.training.run import SPIKE_WINDOW
+from hyena_kernels import dispatch
+from stripedhyena2 import load_model
+from stripedhyena2.flops import flops_per_token, training_flops
+from stripedhyena2.initialization import new_model
+
+
+def weights(folder):
+    return dict(load_model(folder).named_parameters())
+
+
+def logged(folder, key="bits"):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+def same_weights(a, b):
+    a, b = weights(a), weights(b)
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_gradients_equal_those_of_the_reference_operators(settings, start, monkeypatch):
+    run = start("run", settings())
+    run.model.double()
+    share = list(run.ranks.share(run.batch(0)))
+    gradients = []
+    for backend in ("cpu", "reference"):
+        monkeypatch.setattr(dispatch, "forced", backend)
+        run._backward(share, 100.0)
+        gradients.append({n: p.grad for n, p in run.model.named_parameters()})
+        run.model.zero_grad()
+    for name, g in gradients[0].items():
+        assert torch.allclose(g, gradients[1][name], rtol=1e-8, atol=1e-12), name
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 4}, {"recompute": True}, {"accumulate": 2, "recompute": True}])
+def test_accumulation_and_recomputation_change_nothing(settings, start, tmp_path, changes):
+    start("plain", settings(steps=3)).train()
+    start("other", settings(steps=3, **changes)).train()
+    assert logged(tmp_path / "other") == pytest.approx(logged(tmp_path / "plain"), rel=1e-6)
+    norms = logged(tmp_path / "other", "grad_norm"), logged(tmp_path / "plain", "grad_norm")
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+def test_bfloat16_products_keep_float32_masters(settings, start, tmp_path):
+    run = start("half", settings(precision="bfloat16", steps=3))
+    assert run.train()
+    start("full", settings(steps=3)).train()
+    assert all(p.dtype == torch.float32 for p in run.model.parameters())
+    assert logged(tmp_path / "half") == pytest.approx(logged(tmp_path / "full"), rel=2e-2)
+    assert logged(tmp_path / "half") != logged(tmp_path / "full")
+
+
+def test_a_tiny_model_overfits_one_window(settings, start, tmp_path, genome):
+    path = tmp_path / "one.fa"
+    path.write_text(f">one\n{genome(65)}\n")
+    run = start("run", settings(fasta=[str(path)], steps=250, lr=2e-2, batch_size=2, weight_decay=0.0))
+    assert run.train()
+    tiles = run.data.tiles(64)
+    assert bits_per_base(run.model, tiles, 1) < 0.01
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_stopping_and_resuming_is_bit_exact(settings, start, resume, tmp_path, packed):
+    start("whole", settings(pack=packed)).train()
+    assert not start("broken", settings(pack=packed)).train(stop_at=4)
+    again = resume("broken")
+    assert again.step == 4
+    assert again.train()
+    assert same_weights(tmp_path / "whole" / "last", tmp_path / "broken" / "last")
+    assert logged(tmp_path / "whole") == logged(tmp_path / "broken")
+
+
+def test_best_and_last_are_kept_and_nothing_else(settings, start, tmp_path):
+    run = start("run", settings(hold_out=["b"], valid_every=1, save_every=1, steps=4))
+    seen = iter([2.0, 1.0, 3.0, 1.5])
+    run.validate = lambda windows: {"held out": next(seen)}
+    run.train()
+    folder = tmp_path / "run"
+    assert {p.name for p in (folder / "steps").iterdir()} == {"2", "4"}
+    assert (os.readlink(folder / "best"), os.readlink(folder / "last")) == ("steps/2", "steps/4")
+    assert {p.name for p in folder.iterdir()} == {"run.json", "log.jsonl", "steps", "best", "last"}
+    assert load_model(folder / "best").config == run.model.config
+
+
+def test_validation_on_held_out_sequences(settings, start, tmp_path):
+    notes = []
+    run = start("run", settings(hold_out=["b"], steps=3), notes)
+    assert "1 sequences and regions held out, 500 bases" in notes
+    run.train()
+    (valid,) = logged(tmp_path / "run", "valid")
+    assert valid == {"held out": pytest.approx(bits_per_base(run.model, spread(run.valid["held out"], 4), 4), rel=1e-6)}
+
+
+def full_disk(monkeypatch):
+    def no_room(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints.dcp, "save", no_room)
+
+
+def test_a_full_disk_is_said_and_keeps_the_last_good_checkpoint(settings, start, resume, tmp_path, monkeypatch):
+    run = start("run", settings(save_every=2))
+    assert not run.train(stop_at=2)
+    full_disk(monkeypatch)
+    with pytest.raises(UserError, match=r"No space left on device.*that of step 2 is whole"):
+        resume("run").train()
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    again = resume("run")
+    assert again.step == 2
+    assert again.train()
+    start("whole", settings(save_every=2)).train()
+    assert same_weights(tmp_path / "whole" / "last", tmp_path / "run" / "last")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts a small disk")
+def test_a_really_full_disk(settings, start, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12M", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("no mounting here")
+    try:
+        run = start("disk/run", settings(save_every=1))
+        assert not run.train(stop_at=1)
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
+        (disk / "filler").write_bytes(bytes(free - 100_000))
+        with pytest.raises(UserError, match="that of step 1 is whole"):
+            run.train()
+        assert load_model(disk / "run" / "last").config == run.model.config
+        assert checkpoints.latest_step(disk / "run") == 1
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+DYING = """
+import os, signal, sys, torch
+from evo2cli.app import main
+from evo2cli.training import checkpoints
+from stripedhyena2.checkpoints import native
+at, place = int(sys.argv[1]), sys.argv[2]
+def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
+class Killed(checkpoints.Checkpoints):
+    def _write(self, step, *rest):
+        if step == at and place == "weights": native.write = die
+        if step == at and place == "state": checkpoints.dcp.save = die
+        if step == at and place == "link": checkpoints._link = die
+        super()._write(step, *rest)
+import evo2cli.training.run as run
+run.Checkpoints = Killed
+main(sys.argv[3:])
+"""
+
+
+@pytest.mark.parametrize("place", ["weights", "state", "link"])
+def test_killed_while_a_checkpoint_is_written(fasta, tmp_path, place):
+    """SIGKILL at three moments of the second checkpoint: the run goes on from the first, exactly."""
+    toml = tmp_path / "c.toml"
+    toml.write_text(
+        f'fasta = ["{fasta}"]\nlayout = "S"\nseq-len = 16\nbatch-size = 2\nsteps = 6\nsave-every = 2\nwarmup = 1\n'
+        'log-every = 1\nthreads = 1\ndevice = "cpu"\n'
+    )
+    command = [sys.executable, "-c", DYING, "4", place, "train", "--config", toml, "--out", tmp_path / "run"]
+    died = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False)
+    assert died.returncode == -9, died.stderr
+    assert checkpoints.latest_step(tmp_path / "run") == 2
+    assert main(["train", "--resume", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    if place == "weights":
+        assert main(["train", "--config", str(toml), "--out", str(tmp_path / "whole")]) == 0
+        assert same_weights(tmp_path / "whole" / "last", tmp_path / "run" / "last")
+    assert {p.name for p in (tmp_path / "run" / "steps").iterdir()} == {"6"}
+
+
+def test_a_spike_stops_with_the_samples(settings, start, resume, tmp_path):
+    run = start("run", settings(steps=1000))
+    run.recent.extend([1.9] * SPIKE_WINDOW)
+    with pytest.raises(UserError, match=r"the loss spikes at step 0: .* usually 1\.90.*--spike 0"):
+        run.train()
+    trouble = json.loads((tmp_path / "run" / "trouble.json").read_text())
+    assert len(trouble["windows"]) == 4
+    again = resume("run", spike=0.0)
+    assert list(again.recent) == [1.9] * SPIKE_WINDOW
+    assert not again.train(stop_at=1)
+
+
+def test_changed_data_are_not_resumed(settings, start, resume, fasta, tmp_path):
+    start("run", settings()).train(stop_at=2)
+    fasta.write_text(fasta.read_text().replace(">short", ">renamed"))
+    with pytest.raises(UserError, match="is not what it was when the run began"):
+        resume("run")
+
+
+def test_a_run_of_an_older_version_is_not_resumed(tmp_path, resume):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "run.json").write_text(json.dumps({"fasta": ["x.fa"], "version": "0.1.0"}))
+    with pytest.raises(UserError, match=r"is a run of evo2 0\.1\.0.*--init-from .*old/last"):
+        resume("old")
+
+
+def test_a_batch_that_does_not_divide_says_what_would(settings, start):
+    with pytest.raises(UsageError, match="use a multiple of 3, such as 3"):
+        start("run", settings(accumulate=3))
+
+
+def test_options_in_a_file(fasta, tmp_path, capsys):
+    toml = tmp_path / "c.toml"
+    toml.write_text(f'fasta = ["{fasta}"]\nlayout = "S"\nseq-len = 32\nbatch_size = 2\nsteps = 5\nthreads = 1\n')
+    out = str(tmp_path / "run")
+    assert main(["train", "--config", str(toml), "--steps", "2", "--out", out, "--device", "cpu"]) == 0
+    saved = json.loads(Path(out, "run.json").read_text())
+    assert (saved["steps"], saved["seq_len"], saved["batch_size"]) == (2, 32, 2)
+    for text, message in (
+        ("stepz = 5\n", "unknown option stepz; did you mean steps?"),
+        ("steps = \n", "is not TOML"),
+        ('steps = "many"\n', "steps"),
+    ):
+        toml.write_text(text)
+        assert main(["train", "--config", str(toml), "--fasta", str(fasta)]) != 0
+        assert message in capsys.readouterr().err
+
+
+def test_a_line_shows_what_is_promised(fasta, tmp_path, capsys):
+    arguments = ["--layout", "S", "--seq-len", "32", "--steps", "2", "--log-every", "1", "--device", "cpu"]
+    assert main(["train", "--fasta", str(fasta), "--out", str(tmp_path / "run"), *arguments]) == 0
+    line = next(line for line in capsys.readouterr().err.splitlines() if "step 2 " in line)
+    for shown in ("loss", "bits/base", "lr", "grad", "tokens/s", "% of peak", "GiB", "left"):
+        assert shown in line
+    assert all(math.isfinite(x) and x > 0 for x in logged(tmp_path / "run", "utilization"))
+
+
+def test_flops_are_those_that_torch_counts(settings):
+    """Of what torch counts itself, the dense products, ours has no more and no less; the rest is small beside them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from stripedhyena2 import Config
+
+    config = Config.from_dict(settings().config)
+    model = new_model(config, 0)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.full((1, 64), 65))
+    ours = flops_per_token(config, 64)
+    dense = ours["projections"] + ours["mlp"] - config.n_layers * config.d_mlp + ours["unembedding"]
+    by_operator = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    assert sum(by_operator[op] for op in by_operator if "mm" in op and "bmm" not in op) == 64 * dense
+    assert training_flops(config, 64) == 3 * sum(ours.values())
+    assert flops_per_token(config, 4096)["attention"] > 50 * ours["attention"]
