@@ -39,10 +39,10 @@ class Schedule:
 
 
 def optimizers(model: nn.Module, kind: str, *, weight_decay: float, fused: bool) -> list[torch.optim.Optimizer]:
-    """AdamW for all parameters, or Muon for the matrices of linear layers and AdamW for the rest."""
-    if kind == "adamw":
-        return [adamw(model, weight_decay=weight_decay, fused=fused)]
+    """AdamW for all parameters, or Muon for the matrices of linear layers, if trained, and AdamW for the rest."""
     matrices, others = split_matrices(model)
+    if kind == "adamw" or not matrices:
+        return [adamw(model, weight_decay=weight_decay, fused=fused)]
     rest = torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=fused)
     return [Muon(matrices, lr=0.0, weight_decay=weight_decay), rest]
 
@@ -51,6 +51,7 @@ def adamw(model: nn.Module, *, weight_decay: float, fused: bool) -> torch.optim.
     """AdamW (0.9, 0.95) that decays the weights of linear layers and nothing else."""
     decayed, others = split_matrices(model)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-8, fused=fused)
 
 

@@ -60,9 +60,9 @@ def test_accumulation_and_recomputation_change_nothing(settings, start, tmp_path
 
 
 def test_bfloat16_products_keep_float32_masters(settings, start, tmp_path):
-    run = start("half", settings(precision="bfloat16", steps=3))
+    run = start("half", settings(precision="bfloat16", steps=2))
     assert run.train()
-    start("full", settings(steps=3)).train()
+    start("full", settings(steps=2)).train()
     assert all(p.dtype == torch.float32 for p in run.model.parameters())
     assert logged(tmp_path / "half") == pytest.approx(logged(tmp_path / "full"), rel=2e-2)
     assert logged(tmp_path / "half") != logged(tmp_path / "full")
