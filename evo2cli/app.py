@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from evo2cli.commands.bench import bench
+from evo2cli.commands import evaluate
 from evo2cli.commands.embed import embed
 from evo2cli.commands.generate import generate
 from evo2cli.commands.info import info
@@ -55,6 +56,7 @@ app.add_typer(model)
 app.command("train", short_help="Train a model on FASTA files.")(train)
 app.command("info")(info)
 app.command("bench", epilog="Example: evo2 bench 50m --threads 2")(bench)
+app.add_typer(evaluate.app, name="evaluate")
 
 
 def _version(asked: bool) -> None:

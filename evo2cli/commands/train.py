@@ -13,6 +13,8 @@ from evo2cli.messages import log, progress_bar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch.utils.tensorboard import SummaryWriter
+
     from evo2cli.training.run import Progress, Run
     from evo2cli.training.settings import Settings
     from stripedhyena2 import Config
@@ -57,6 +59,10 @@ def train(
         str | None, Option(metavar="DIR", help="Where prepared data are kept.", show_default="~/.cache/evo2/stores")
     ] = None,
     prepare: Annotated[bool, Option("--prepare", help="Read and check the data into the store, and stop.")] = False,
+    estimate: Annotated[
+        bool, Option("--estimate", help="Print what --processes would take, and stop.", show_default=False)
+    ] = False,
+    n_processes: Annotated[int, Option("--processes", min=1, help="For --estimate: how many there will be.")] = 1,
     config: Annotated[
         Path | None,
         Option(
@@ -128,6 +134,7 @@ def train(
     valid_windows: Annotated[int, Option(min=1, help="Windows of each held-out file used in a validation.")] = 64,
     save_every: Annotated[int, Option(min=1, help="Steps between checkpoints.")] = 250,
     log_every: Annotated[int, Option(min=1, help="Steps between progress lines.")] = 10,
+    tensorboard: Annotated[bool, Option("--tensorboard", help="Also log to RUN/tensorboard.")] = False,
     export_to: Annotated[
         Path | None, Option("--export", help="Also write the final model here, dense weights in bfloat16.")
     ] = None,
@@ -157,13 +164,23 @@ def train(
     if prepare:
         _prepare(values)
         return
+    if estimate:
+        _estimate(values)
+        return
     folder = resume or out or Path("runs") / preset
 
     def mend() -> str:
         return f"go on from the last checkpoint with: evo2 train --resume {folder}"
 
     with started(resolve_device(device), cp, mend) as (ranks, place), progress_bar("training", "") as bar:
-        options = {"device": place, "note": log.info, "ranks": ranks, "report": _reporter(bar, sys.stderr.isatty())}
+        board = _board(folder / "tensorboard") if tensorboard and ranks.rank == 0 else None
+        options = {
+            "device": place,
+            "board": board,
+            "note": log.info,
+            "ranks": ranks,
+            "report": _reporter(bar, sys.stderr.isatty()),
+        }
         run = _begin(values, given, options)
         if not run.train(stop_at):
             run.note(f"stopped at step {run.step} of {run.settings.steps}; "
@@ -278,6 +295,16 @@ def _begin(values: dict[str, Any], given: set[str], options: dict[str, Any]) -> 
     return run
 
 
+def _board(folder: Path) -> SummaryWriter:
+    from evo2cli.errors import UserError
+
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as e:
+        raise UserError("--tensorboard needs the package tensorboard; install it: pip install tensorboard") from e
+    return SummaryWriter(str(folder))
+
+
 def _prepare(values: dict[str, Any]) -> None:
     from evo2cli.training.data import Corpus, find_files
     from evo2cli.training.store import default_folder
@@ -286,6 +313,18 @@ def _prepare(values: dict[str, Any]) -> None:
     files = find_files([*values["fasta"], *(values["valid"] or [])])
     corpus, _ = Corpus.open(files, stores, skip_bad=values["skip_bad"], note=log.info)
     log.info("%d files, %d sequences, %s bases in %s", len(files), len(corpus.names), f"{corpus.n_bases:,}", stores)
+
+
+def _estimate(values: dict[str, Any]) -> None:
+    from evo2cli.training.estimate import estimate
+
+    e = estimate(_settings(values), values["n_processes"], values["cp"])
+    giga = [f"{name} {n / 2**30:.2f}" for name, n in (("weights", e.weights), ("gradients", e.gradients),
+            ("optimizer", e.optimizer), ("activations", e.activations))]  # fmt: skip
+    print(f"parameters\t{e.parameters:,}, {e.trained:,} of them trained")
+    print(f"memory a process\t{e.memory / 2**30:.2f} GiB: {', '.join(giga)}")
+    print(f"FLOPs a token\t{e.flops_per_token:.3g}")
+    print(f"the whole run\t{e.tokens:,} tokens, {e.flops_per_token * e.tokens:.3g} FLOPs")
 
 
 def _write_exports(run: Run, model: Path | None, adapter: Path | None) -> None:

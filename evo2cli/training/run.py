@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -47,6 +47,9 @@ from stripedhyena2.flops import training_flops
 from stripedhyena2.initialization import new_model, prepare_for_training
 from stripedhyena2.lora import add_lora
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 LOG, TROUBLE = "log.jsonl", "trouble.json"
 SPIKE_WINDOW = 100
 """A loss spikes against the median of this many steps before it."""
@@ -71,7 +74,7 @@ class Progress:
 class Run:
     """A model in training. `report` gets a Progress every `log_every` steps, `note` a line now and then.
 
-    Under torchrun every rank makes one; the first alone writes, reports and notes.
+    What is logged goes to `board`, too. Under torchrun every rank makes one; the first alone writes, reports and notes.
     """
 
     def __init__(
@@ -82,8 +85,10 @@ class Run:
         report: Callable[[Progress], None],
         note: Callable[[str], None],
         ranks: Ranks = ALONE,
+        board: SummaryWriter | None = None,
     ):
         self.folder, self.settings, self.device, self.ranks = folder, settings, device, ranks
+        self.board = board
         self.report: Callable[[Progress], None] = report if ranks.rank == 0 else _nothing
         self.note: Callable[[str], None] = note if ranks.rank == 0 else _nothing
         require_even_split(settings.batch_size, settings.accumulate, ranks)
@@ -297,6 +302,11 @@ class Run:
         if self.ranks.rank == 0:
             with (self.folder / LOG).open("a") as f:
                 f.write(json.dumps(line) + "\n")
+        if self.board is not None:
+            for name, value in (line | line.get("valid", {})).items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self.board.add_scalar(f"valid/{name}" if "valid" in line else f"train/{name}", value, line["step"])
+            self.board.flush()
 
     def notes(self) -> dict[str, Any]:
         return {"step": self.step, "tokens": self.step * self.settings.batch_size * self.settings.seq_len}

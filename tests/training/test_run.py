@@ -261,3 +261,39 @@ def test_flops_are_those_that_torch_counts(settings):
     assert sum(by_operator[op] for op in by_operator if "mm" in op and "bmm" not in op) == 64 * dense
     assert training_flops(config, 64) == 3 * sum(ours.values())
     assert flops_per_token(config, 4096)["attention"] > 50 * ours["attention"]
+
+
+def test_tensorboard_gets_what_the_log_gets(settings, start, tmp_path):
+    class Board:
+        def __init__(self):
+            self.seen = {}
+
+        def add_scalar(self, name, value, step):
+            self.seen[name, step] = value
+
+        def flush(self):
+            pass
+
+    run = start("run", settings(hold_out=["b"], steps=3))
+    run.board = Board()
+    run.train()
+    assert [run.board.seen["train/bits", step] for step in (1, 2, 3)] == logged(tmp_path / "run")
+    assert run.board.seen["valid/held out", 3] == logged(tmp_path / "run", "valid")[0]["held out"]
+
+
+def test_estimate(settings, fasta, capsys):
+    from evo2cli.training.estimate import estimate, kept_for_backward
+    from stripedhyena2 import Config
+
+    model = new_model(Config.from_dict(settings().config), 0)
+    n = sum(p.numel() for p in model.parameters())
+    e = estimate(settings(), 1, 1)
+    assert (e.parameters, e.trained, e.weights, e.gradients, e.optimizer) == (n, n, 4 * n, 4 * n, 8 * n)
+    assert e.activations == pytest.approx(kept_for_backward(model, 4, 64), rel=0.15)  # what really is kept
+    assert e.tokens == 6 * 4 * 64
+    sharded = estimate(settings(parallel="fsdp"), 4, 2)
+    assert sharded.weights == n  # 4 bytes over 4 processes
+    assert sharded.activations < e.activations / 3
+    assert estimate(settings(recompute=True), 1, 1).activations < e.activations / 2
+    assert main(["train", "--fasta", str(fasta), "--preset", "evo2_7b", "--estimate", "--seq-len", "64"]) == 0
+    assert "parameters\t6,581,722,880" in capsys.readouterr().out

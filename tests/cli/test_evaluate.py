@@ -1,0 +1,94 @@
+"""`evo2 evaluate`: bits as training validates, and a needle's recall measured on models that recall or cannot."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from evo2cli import models, needle
+from evo2cli.app import main
+from evo2cli.training.data import Corpus
+from evo2cli.training.evaluation import bits_per_base
+from stripedhyena2 import Config
+from stripedhyena2.initialization import new_model
+
+TINY = Config(layout="S*", d_model=16, n_heads=2, d_mlp=24, se_groups=2, mr_groups=2, context=600)
+
+
+def table(text):
+    rows = [line.split("\t") for line in text.splitlines()]
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+
+
+class Copier(torch.nn.Module):
+    """Predicts what followed the last 12 tokens when they were last seen, at most `reach` tokens ago."""
+
+    def __init__(self, reach):
+        super().__init__()
+        self.embedding, self.config, self.reach = torch.nn.Embedding(1, 1), TINY, reach
+
+    def initial_state(self, batch_size):
+        return b""
+
+    def hidden(self, ids, state):
+        return None, state + bytes(ids[0].tolist())
+
+    def extend(self, ids, state):
+        logits = torch.zeros(1, ids.shape[1], 512)
+        for i, token in enumerate(ids[0].tolist()):
+            state += bytes([token])
+            at = state.rfind(state[-12:], max(len(state) - 12 - self.reach, 0), len(state) - 1)
+            if at >= 0:
+                logits[0, i, state[at + 12]] = 20
+        return logits, state
+
+
+def test_recall_ends_where_the_models_memory_does(monkeypatch):
+    monkeypatch.setattr(needle, "chunk_length", lambda model: 100)
+    # 64 bases of needle lie before the distance starts to count
+    near, far = needle.recall(Copier(500), [300, 700], trials=4)
+    assert (near.right, near.control_right) == (1.0, pytest.approx(0.25, abs=0.15))
+    assert near.bits < 1e-3
+    assert near.control_bits == pytest.approx(9)
+    assert far.right < 0.5
+    assert far.bits == pytest.approx(9)
+
+
+def test_haystacks_hold_the_needle_at_its_distance():
+    planted, control = needle.haystacks(50, 3, 8, 4, lead=10, seed=1)
+    assert planted.shape == (3, 10 + 12 + 50 + 12)
+    assert np.array_equal(planted[:, 10:22], planted[:, 72:])
+    differ = planted != control
+    assert differ[:, 10:22].any(axis=1).all()
+    assert not np.delete(differ, range(10, 22), axis=1).any()
+
+
+def test_chunks_change_nothing(monkeypatch):
+    model = new_model(TINY, 0).eval()
+    results = []
+    for length in (10_000, 37):
+        monkeypatch.setattr(needle, "chunk_length", lambda model, n=length: n)
+        results += needle.recall(model, [200], trials=2)
+    assert results[0].bits == pytest.approx(results[1].bits, rel=1e-5)
+
+
+def test_needle_command(monkeypatch, capfd):
+    monkeypatch.setattr(models, "open_model", lambda name, **options: new_model(TINY, 0).eval())
+    assert main(["evaluate", "needle", "--trials", "2"]) == 0
+    rows = table(capfd.readouterr().out)
+    assert [row["distance"] for row in rows] == ["128", "256"]
+    assert all(math.isfinite(float(row["recall"])) for row in rows)
+
+
+def test_bits_command(monkeypatch, capfd, tmp_path):
+    model = new_model(TINY, 0).eval()
+    monkeypatch.setattr(models, "open_model", lambda name, **options: model)
+    path = tmp_path / "x.fa"
+    path.write_text(">a\n" + "ACGGT" * 100 + "\n")
+    assert main(["evaluate", "bits", str(path), "--window", "64"]) == 0
+    (row,) = table(capfd.readouterr().out)
+    assert row["windows"] == "8"
+    assert float(row["bits_per_base"]) == pytest.approx(
+        bits_per_base(model, Corpus.read([path]).tiles(64), 8), rel=1e-5
+    )
