@@ -277,6 +277,7 @@ def _circumstances(net: Any, settings: "Settings") -> dict[str, Any]:
         "torch": torch.__version__,
         "device": weight.device.type,
         "dtype": str(weight.dtype),
+        "layers": sorted({type(module).__name__ for module in net.modules()}),  # FP8 and int8 have their own
         "threads": torch.get_num_threads(),
         "batch_tokens": settings.batch_tokens,
     }
