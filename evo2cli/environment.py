@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -64,7 +63,7 @@ def kernels() -> Facts:
         except RuntimeError as error:
             found[kind] = f"none: {error}"
     if dispatch.forced:
-        found["forced by"] = f"HYENA_KERNELS_BACKEND={os.environ['HYENA_KERNELS_BACKEND']}"
+        found["forced by"] = f"HYENA_KERNELS_BACKEND={dispatch.forced}"
     return found
 
 
