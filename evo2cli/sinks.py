@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from evo2cli.annotation import Layout
 from evo2cli.io.bcf import write_bcf
 from evo2cli.io.drafts import Draft
 from evo2cli.io.outputs import copy_vcf, open_output, replacing, warn_of_no_index
@@ -22,6 +23,9 @@ class Sink(Protocol):
 
     def begin(self, facts: dict[str, Any]) -> dict[str, Any]:
         """The progress of the run that is continued, if there is one; see `Draft.begin`."""
+
+    def scored(self, layout: Layout) -> Iterator[float | None]:
+        """The deltas that the run that is continued has written."""
 
     def write(self, data: bytes) -> object:
         """Write bytes of the output's text."""
@@ -66,6 +70,9 @@ class _Stream:
     def begin(self, facts: dict[str, Any]) -> dict[str, Any]:
         return {}
 
+    def scored(self, layout: Layout) -> Iterator[float | None]:
+        return iter(())
+
     def write(self, data: bytes) -> object:
         return self._out.write(data)
 
@@ -85,6 +92,10 @@ class _File:
     def __init__(self, draft: Draft, shown: str, kind: str, others: list[Path], copy_to: BinaryIO | None = None):
         self._draft, self._shown, self._kind, self._others, self._copy_to = draft, shown, kind, others, copy_to
         self.begin, self.write, self.checkpoint = draft.begin, draft.write, draft.checkpoint
+
+    def scored(self, layout: Layout) -> Iterator[float | None]:
+        with open(self._draft.text(), "rb") as file:
+            yield from layout.deltas(file)
 
     def gather(self, tally: Tally) -> Tally:
         for other in self._others:
@@ -109,3 +120,4 @@ class _File:
         if self._copy_to:
             with open(target, "rb") as file:
                 shutil.copyfileobj(file, self._copy_to)
+        self._draft.remove()

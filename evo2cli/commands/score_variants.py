@@ -137,6 +137,13 @@ def score_variants(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a killed run stopped; keep what is done if this one stops.")
     ] = False,
+    plot: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Draw the scores along the genome and by class: .html, .png or .svg."),
+    ] = None,
+    genes: Annotated[
+        str | None, typer.Option(metavar="GFF|BED", help="Genes to draw beneath the scores of --plot.")
+    ] = None,
     batch_tokens: Annotated[
         int | None,
         typer.Option(
@@ -177,6 +184,10 @@ def score_variants(
     from evo2cli.assembly import check_lengths, check_statuses
     from evo2cli.io.fasta import open_reference
     from evo2cli.models import open_model
+    from evo2cli.plotting.genes import read_genes
+    from evo2cli.plotting.plot import plot as draw
+    from evo2cli.plotting.plot import require_kind
+    from evo2cli.plotting.points import Points, classifier
     from evo2cli.processes import ALONE, together, written_once
     from evo2cli.provenance import provenance
     from evo2cli.scoring import Scorer, Settings, default_batch_tokens, default_window
@@ -194,6 +205,12 @@ def score_variants(
     ranks, part = Ranks.here() if cp == 1 else Ranks(0, 1, 0), Shard.parse(shard) if shard else Shard()
     sharded = part.of * ranks.count > 1
     _require_files(variants, output, resume=resume, sharded=sharded, ranks=ranks.count)
+    if plot:
+        require_kind(plot)
+    if plot and ranks.count > 1:
+        raise UsageError("--plot sees one process's variants; leave it out under torchrun")
+    if genes and not plot:
+        raise UsageError("--genes are drawn in a picture; name it with --plot")
     if ranks.rank > 0:
         set_level(logging.WARNING)
     if cp > 1 and resume:
@@ -206,6 +223,8 @@ def score_variants(
         reference = open_reference(source.reference_path(fasta))
         reader = source.open(reference)
         check_lengths(reader, reference)
+        points = Points(classifier(reader.header)) if plot and processes.rank == 0 else None
+        drawn = read_genes(genes, reference) if genes else []
         place = processes.device(ranks.device(device))
         whole = open_model(
             model, config=model_config, device=place, dtype=dtype.value, fp8=fp8.value, quantize=quantize
@@ -227,13 +246,18 @@ def score_variants(
         records = islice(reader, first, end)
         run = Run(Scorer(net, settings), reference, layout, first)
         progress = sink.begin({**facts, **_circumstances(net, settings), "format": kind.value, "records": [first, end]})
-        for _ in run.skip(records, progress, reader.name):
-            pass
+        earlier = sink.scored(layout) if progress and points else iter(())
+        for record in run.skip(records, progress, reader.name):
+            if points:
+                points.add(record, list(islice(earlier, len(record.alts))))
         if not progress and ranks.rank == 0 and (part.number == 1 or kind in (Format.b, Format.parquet)):
             sink.write(layout.header(reader, provenance(**facts)))
         with progress_bar("scoring", beside=output) as advance:
 
             def done(scored: Scored) -> None:
+                if points:
+                    for record, score in scored:
+                        points.add(record, score.deltas)
                 tally = run.tally
                 share = reader.fraction_read() if end is None else tally.records / max(end - first, 1)
                 advance(share, f"{tally.records:,} variants, {tally.records / tally.seconds:.3g}/s")
@@ -243,6 +267,8 @@ def score_variants(
         if ranks.rank == 0:
             tally = sink.gather(run.tally)
             sink.deliver(index=part.of == 1)
+            if plot and points:
+                draw(plot, points, drawn, reference, provenance(**facts))
             check_statuses(tally.statuses, reference)
             log.info(tally.summary())
         ranks.wait()

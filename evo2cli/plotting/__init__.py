@@ -1,0 +1,1 @@
+"""Pictures of scored variants: along the genome with genes, and by class."""
