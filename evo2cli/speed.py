@@ -6,12 +6,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from evo2cli.chunks import free_memory
 from evo2cli.errors import UserError
-from evo2cli.generation import generate, prefill
+from evo2cli.generation import generate
 from evo2cli.sampling import Sampler
 from stripedhyena2 import StripedHyena2, preset
 from stripedhyena2.checkpoints import parameter_dtype
@@ -76,29 +77,23 @@ def bandwidth(device: torch.device | str) -> float:
 def measure(
     model: StripedHyena2, *, length: int, tokens: int, batch_sizes: list[int], prompt: int = 512, repeats: int = 3
 ) -> Speed:
-    """Time a forward pass of `length` tokens, and decoding `tokens` more after a prompt for each number of samples.
-
-    Medians of so many repeats, after a warm-up.
-    """
+    """Time a forward pass of `length` tokens, and decoding `tokens` more, at least 2, after a prompt for each number of
+    samples: medians of so many repeats."""
     device = model.embedding.weight.device
     ids = torch.randint(65, 85, (1, length), device=device)
     with torch.inference_mode():
         forward = length / seconds(lambda: model(ids), repeats, device)
-    bases, sampler = b"ACGT" * (prompt // 4), Sampler(alphabet=b"ACGT")
-    start = seconds(lambda: prefill(model, bases), repeats, device)
-
-    def decode(batch: int) -> float:
-        def run() -> None:
-            for _ in generate(model, [bases], tokens, num_samples=batch, batch_size=batch, sampler=sampler):
-                pass
-
-        return batch * tokens / (seconds(run, repeats, device) - start)
-
+    bases = (b"ACGT" * prompt)[:prompt]
+    rates = {n: statistics.median(_decoding(model, bases, n, tokens) for _ in range(repeats)) for n in batch_sizes}
     weights = list(model.parameters())
-    return Speed(
-        sum(p.numel() for p in weights),
-        sum(p.nbytes for p in weights),
-        bandwidth(device),
-        forward,
-        {batch: decode(batch) for batch in batch_sizes},
-    )
+    return Speed(sum(p.numel() for p in weights), sum(p.nbytes for p in weights), bandwidth(device), forward, rates)
+
+
+def _decoding(model: StripedHyena2, prompt: bytes, batch: int, tokens: int) -> float:
+    """Tokens a second from the first token on: what comes before it is the prompt's."""
+    stamps: list[float] = []
+    options: dict[str, Any] = {"num_samples": batch, "batch_size": batch, "sampler": Sampler(alphabet=b"ACGT")}
+    options["on_token"] = lambda sample, token: stamps.append(time.perf_counter())
+    for _ in generate(model, [prompt], tokens, **options):
+        pass
+    return batch * (tokens - 1) / (stamps[-1] - stamps[batch - 1])

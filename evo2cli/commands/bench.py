@@ -10,7 +10,7 @@ from evo2cli.commands.options import Debug, Device, Dtype, Precision, Quiet, Thr
 def bench(
     preset: Annotated[str, typer.Argument(metavar="PRESET", help="A model's shape; its weights are random.")] = "50m",
     length: Annotated[int, typer.Option(min=1, help="Bases in the forward pass.")] = 2048,
-    n_tokens: Annotated[int, typer.Option("-n", "--n-tokens", min=1, help="Bases each sample draws.")] = 64,
+    n_tokens: Annotated[int, typer.Option("-n", "--n-tokens", min=2, help="Bases each sample draws.")] = 64,
     batch_size: Annotated[
         list[int] | None,
         typer.Option(min=1, help="Samples drawn at once; repeatable.", show_default="1 and 16"),

@@ -66,7 +66,9 @@ def generate(
     ] = None,
     model: Model = None,
     model_config: ModelConfig = None,
-    seed: Annotated[int, typer.Option(min=0, help="A sample depends on seed, prompt and number alone.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**64 - 1, help="A sample depends on seed, prompt and number alone.")
+    ] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples drawn at once; changes no sample.")] = 16,
     device: Device = "auto",
     dtype: Precision = Dtype.auto,
@@ -98,6 +100,8 @@ def generate(
 
     if not 0 < top_p <= 1 or not 0 <= min_p <= 1:
         raise UsageError("--top-p must be above 0 and at most 1, --min-p between 0 and 1")
+    if "" in (stop or []):
+        raise UsageError("--stop needs at least one base")
     if state is not None and tag is not None:
         raise UsageError("--tag belongs in front of the sequence that --state was made from; give one of the two")
     if threads:
@@ -148,9 +152,9 @@ def _kind(output: str) -> Format:
 
 def _prompts(given: list[str], file: str | None, tag: str | None) -> list[Any]:
     from evo2cli.errors import UsageError, UserError
-    from evo2cli.io.sequences import Record, encode_tagged, read_prompts
+    from evo2cli.io.sequences import Record, encode_nucleotides, read_prompts
 
-    records = [Record(f"prompt{i}", encode_tagged(p, f"--prompt {i}")[0]) for i, p in enumerate(given, 1)]
+    records = [Record(f"prompt{i}", encode_nucleotides(p, f"--prompt {i}")) for i, p in enumerate(given, 1)]
     if file is not None or not given:
         records += read_prompts(file or "-")
     if tag is not None:

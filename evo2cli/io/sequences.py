@@ -11,6 +11,7 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 from evo2cli.errors import UserError
 from evo2cli.io.streams import Input, readable
 from evo2cli.io.tokens import encode
+from evo2cli.messages import log
 
 _NOT_NUCLEOTIDES = re.compile(rb"[^ACGTUNRYSWKMBDHV]")
 _TAG = re.compile(r"\|[ -{}~]*\|")
@@ -48,7 +49,7 @@ def read_prompts(path: str) -> Iterator[Record]:
             return
         for number, line in enumerate(itertools.chain([first] if first else [], text), 1):
             if line.strip():
-                yield Record(str(number), encode_tagged(line.strip(), f"{source.name}: line {number}")[0])
+                yield Record(str(number), encode_nucleotides(line.strip(), f"{source.name}: line {number}"))
 
 
 def encode_tagged(sequence: str, record: str) -> tuple[bytes, int]:
@@ -58,6 +59,21 @@ def encode_tagged(sequence: str, record: str) -> tuple[bytes, int]:
     return sequence[:start].encode() + encode(sequence[start:], record, start), start
 
 
+def encode_nucleotides(sequence: str, record: str) -> bytes:
+    """The tokens of a sequence of IUPAC nucleotide codes behind a tag, if it has one; UserError if it is none.
+
+    RNA is taken as it is written, with a warning: models of DNA hardly know U.
+    """
+    tokens, start = encode_tagged(sequence, record)
+    wrong = _NOT_NUCLEOTIDES.search(tokens, start)
+    if wrong:
+        letter, place = wrong[0].decode(), wrong.start() + 1
+        raise UserError(f"{record} has {letter!r} at position {place}, which is no nucleotide; give DNA, not protein")
+    if b"U" in tokens[start:]:
+        log.warning(f"{record} has U, which models of DNA hardly know; write RNA with T to have it read as DNA")
+    return tokens
+
+
 def _first_line(text: io.TextIOWrapper) -> str:
     return next((line for line in text if line.strip()), "")
 
@@ -65,11 +81,4 @@ def _first_line(text: io.TextIOWrapper) -> str:
 def _records(source: str, lines: Iterator[str]) -> Iterator[Record]:
     for title, sequence in SimpleFastaParser(lines):
         name = title.split(maxsplit=1)[0] if title.strip() else "(unnamed)"
-        tokens, start = encode_tagged(sequence, f"{source}: record {name}")
-        wrong = _NOT_NUCLEOTIDES.search(tokens, start)
-        if wrong:
-            raise UserError(
-                f"{source}: record {name} has {wrong[0].decode()!r} at position {wrong.start() + 1}, which is no "
-                "nucleotide; give DNA, not protein"
-            )
-        yield Record(name, tokens)
+        yield Record(name, encode_nucleotides(sequence, f"{source}: record {name}"))

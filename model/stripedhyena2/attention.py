@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stripedhyena2.linear import multiplies_bfloat16
+
 MASK_ELEMENTS = 1 << 24
 """Where a mask is needed, queries attend in blocks, so that a block's mask has at most this many elements."""
 
@@ -23,6 +25,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = No
     Returns:
         (B, heads, L, head size).
     """
+    if q.dtype == torch.bfloat16 and q.is_cpu and not multiplies_bfloat16():
+        return causal_attention(q.float(), k.float(), v.float(), starts).to(q.dtype)
     L, past = q.shape[2], k.shape[2] - q.shape[2]
     if starts is None and (past == 0 or L == 1):
         return F.scaled_dot_product_attention(q, k, v, is_causal=past == 0 and L > 1)

@@ -27,7 +27,8 @@ PACKED_WEIGHTS = 1 << 18
 
 
 @cache
-def _multiplies_bfloat16() -> bool:
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has units for products in bfloat16, and PyTorch the library that uses them."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -36,7 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not x.is_cpu or recorded(x, weight, bias):
         return F.linear(x, weight, bias)
     rows = x.numel() // x.shape[-1]
-    if x.dtype == torch.bfloat16 and rows > 1 and not _multiplies_bfloat16():
+    if x.dtype == torch.bfloat16 and rows > 1 and not multiplies_bfloat16():
         return linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
     if x.dtype != torch.float32 or not 1 < rows <= FEW_ROWS:
         return F.linear(x, weight, bias)

@@ -84,12 +84,29 @@ def test_stop_and_greedy(generate):
         (["-p", "A", "--alphabet", ""], 2, "--alphabet"),
         (["--prompt-file", "nowhere.fa"], 1, "nowhere.fa: no such file"),
         (["-p", "A", "--temperature", "-1"], 2, "temperature"),
+        (["-p", "A", "--stop", ""], 2, "--stop"),
+        (["-p", "A", "--seed", str(2**64)], 2, "seed"),
+        (["-p", "ACGT", "-p", "MKVL"], 1, "--prompt 2 has 'L' at position 4, which is no nucleotide"),
     ],
 )
 def test_wrong_requests(generate, args, code, message):
     err = generate(*args, code=code)
     assert message in err
     assert "Traceback" not in err
+
+
+def test_a_line_that_is_no_nucleotide_sequence_is_named(generate, tmp_path):
+    (tmp_path / "p.txt").write_text("ACGT\r\nMAEL\r\n")
+    assert "p.txt: line 2 has 'E' at position 3" in generate("--prompt-file", tmp_path / "p.txt", code=1)
+
+
+def test_rna_is_run_as_it_is_and_said(generate, capfdbinary, folder):
+    from evo2cli.app import main
+
+    assert main(["generate", "-p", "acgu", "-n", "1", "--model", str(folder), "--seed", str(2**64 - 1)]) == 0
+    out, err = capfdbinary.readouterr()
+    assert out.splitlines()[1].startswith(b"ACGU")
+    assert b"--prompt 1 has U, which models of DNA hardly know" in err
 
 
 def test_a_file_without_prompts(generate, tmp_path):

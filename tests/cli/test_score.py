@@ -85,6 +85,7 @@ def test_table(score, model, tmp_path, capfdbinary):
     assert lines[2] == "short\t1\tNA\tNA\tNA\tNA"
     assert lines[3] == "none\t0\tNA\tNA\tNA\tNA"
     assert b"more than one record named one" in err
+    assert err.count(b"record rna has U, which models of DNA hardly know") == 1
 
 
 def test_per_position_files(score, model, tmp_path, capfdbinary):

@@ -29,3 +29,15 @@ def test_rows_that_begin_later_do_not_see_what_stands_before(L):
         one = slice(row, row + 1)
         alone = attention.causal_attention(q[one, :, -L:], k[one, :, start:], v[one, :, start:])
         assert torch.allclose(y[one], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("L", [1, 40])
+@pytest.mark.parametrize("has_units", [False, True])
+def test_bfloat16_is_near_float64(L, has_units, monkeypatch):
+    monkeypatch.setattr(attention, "multiplies_bfloat16", lambda: has_units)
+    g = torch.Generator().manual_seed(L)
+    q, k, v = (torch.randn(2, 3, 60, 16, generator=g, dtype=torch.float64) for _ in range(3))
+    whole = F.scaled_dot_product_attention(q, k, v, is_causal=True)[:, :, 60 - L :]
+    y = attention.causal_attention(*(t.bfloat16() for t in (q[:, :, 60 - L :], k, v)))
+    assert y.dtype == torch.bfloat16
+    assert (y.double() - whole).norm() < 1e-2 * whole.norm()
