@@ -44,14 +44,15 @@ def needed(
     states = state_bytes(model, dtype, batch, length)
     rest = weight_bytes(model, dtype, int8) - sum(blocks)
     device_of = shares(blocks, [1.0] * devices)
-    heaviest = max(
+    held = [
         (
             sum(b for b, d in zip(blocks, device_of, strict=True) if d == device) + (rest if device == 0 else 0),
             sum(s for s, d in zip(states, device_of, strict=True) if d == device),
         )
         for device in range(devices)
-    )
-    return Memory(*heaviest, working_bytes(config, dtype, batch * min(chunk, length)))
+    ]
+    fullest = max(held, key=sum)
+    return Memory(*fullest, working_bytes(config, dtype, batch * min(chunk, length)))
 
 
 def weight_bytes(module: nn.Module, dtype: torch.dtype, int8: bool = False) -> int:

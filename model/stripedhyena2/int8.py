@@ -5,8 +5,9 @@ largest. Activations stay as they are.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from stripedhyena2.linear import linear
 
 FEW_ROWS = 4
 """Up to so many rows a CPU multiplies with the bytes as they are; more pay for widening the weights."""
@@ -36,7 +37,7 @@ class Int8Linear(nn.Module):
             y = y.view(*x.shape[:-1], -1)
         else:
             n = max(1, _WIDENED_AT_ONCE // self.weight.shape[1])
-            y = torch.cat([F.linear(x, part.to(x.dtype)) for part in self.weight.split(n)], dim=-1)
+            y = torch.cat([linear(x, part.to(x.dtype)) for part in self.weight.split(n)], dim=-1)
             y = (y * self.scale).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
