@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from evo2cli.commands.bench import bench
 from evo2cli.commands import evaluate
+from evo2cli.commands.bench import bench
 from evo2cli.commands.embed import embed
 from evo2cli.commands.generate import generate
 from evo2cli.commands.info import info
