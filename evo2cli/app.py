@@ -20,6 +20,7 @@ from evo2cli.commands.embed import embed
 from evo2cli.commands.generate import generate
 from evo2cli.commands.info import info
 from evo2cli.commands.model import app as model
+from evo2cli.commands.lab import app as lab
 from evo2cli.commands.options import Quiet, Verbose
 from evo2cli.commands.score import score
 from evo2cli.commands.score_variants import score_variants
@@ -57,6 +58,7 @@ app.command("train", short_help="Train a model on FASTA files.")(train)
 app.command("info")(info)
 app.command("bench", epilog="Example: evo2 bench 50m --threads 2")(bench)
 app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(lab)
 
 
 def _version(asked: bool) -> None:

@@ -7,8 +7,6 @@ from hyena_kernels.checks import require
 from hyena_kernels.swr import cpu, reference
 from hyena_kernels.swr.state import BLOCK, SWRState
 
-__all__ = ["BLOCK", "SWRState", "swr", "swr_step"]
-
 
 def swr(a: Tensor, u: Tensor, state: SWRState | None = None) -> tuple[Tensor, SWRState]:
     """Run ``x_i = a_i x_{i-1} + u_i`` over a sliding window of one to two blocks of 16 tokens (arXiv:2512.13921).

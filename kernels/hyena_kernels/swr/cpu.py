@@ -19,9 +19,10 @@ class _Local(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, a: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        w, g, a_wide = u.clone(), a.clone(), a.unsqueeze(-1)
+        w, g, a_wide = torch.empty_like(u), a.clone(), a.unsqueeze(-1)
+        w[:, :, 0] = u[:, :, 0]
         for i in range(1, BLOCK):
-            w[:, :, i].addcmul_(a_wide[:, :, i], w[:, :, i - 1])
+            torch.addcmul(u[:, :, i], a_wide[:, :, i], w[:, :, i - 1], out=w[:, :, i])
             g[:, :, i].mul_(g[:, :, i - 1])
         ctx.save_for_backward(a, w, g)
         return w, g
@@ -76,8 +77,9 @@ def swr(a: Tensor, u: Tensor, state: SWRState | None = None) -> tuple[Tensor, SW
     a, u = padded(a, u) if state is None else continued(a, u, state, at)
     w, g = _Local.apply(a.unflatten(1, (-1, BLOCK)), u.unflatten(1, (-1, BLOCK)))
     carries = torch.cat([begin.before[:, None], w[:, :, -1]], dim=1)  # (B, N + 1, heads, P)
-    y = torch.addcmul(w, g.unsqueeze(-1), carries[:, :-1, None]).flatten(1, 2)
     row, last = torch.arange(B, device=u.device), at[:, -1]
     block, done = last // BLOCK, last % BLOCK + 1
     end = after(w[row, block, done - 1], g[row, block, done - 1], carries[row, block], done)
+    add = torch.addcmul if w.requires_grad else Tensor.addcmul_  # in place where nothing is kept for a backward
+    y = add(w, g.unsqueeze(-1), carries[:, :-1, None]).flatten(1, 2)
     return (y[:, :L] if state is None else y[row[:, None], at]).to(dtype), end

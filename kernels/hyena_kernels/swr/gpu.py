@@ -5,7 +5,7 @@ from torch import Tensor
 
 from hyena_kernels import dispatch
 from hyena_kernels.swr import triton
-from hyena_kernels.swr.state import BLOCK, SWRState, start
+from hyena_kernels.swr.state import BLOCK, SWRState
 
 
 def _state(value: Tensor | None, product: Tensor | None, before: Tensor | None, done: Tensor | None) -> SWRState | None:
@@ -23,7 +23,7 @@ def _operator(
 
 @_operator.register_fake
 def _(a, u, value, product, before, done):
-    return u.new_empty(u.shape), *(t.new_empty(t.shape) for t in start(u)[:3])
+    return u.new_empty(u.shape), *triton.new_parts(u)
 
 
 @torch.library.custom_op("hyena_kernels::swr_backward", mutates_args=())
@@ -42,16 +42,15 @@ def _backward(
     """The gradients of a, u and the state's floating parts; those of y and of the state that follows come in."""
     final = None
     if dvalue is not None or dproduct is not None or dbefore is not None:
-        zero = start(u)
-        given = zip((dvalue, dproduct, dbefore), (zero.value, torch.zeros_like(zero.product), zero.before), strict=True)
-        final = [instead if grad is None else grad for grad, instead in given]
-    da, *others = triton.backward(a, u, dy, _state(value, product, before, done), final)
-    return da.to(a.dtype), *others
+        given = zip((dvalue, dproduct, dbefore), triton.new_parts(u), strict=True)
+        final = [instead.zero_() if grad is None else grad for grad, instead in given]
+    da, du, *dstate = triton.backward(a, u, dy, _state(value, product, before, done), final)
+    return da.to(a.dtype), du, dstate[0], dstate[1], dstate[2]
 
 
 @_backward.register_fake
 def _(dy, a, u, value, product, before, done, dvalue, dproduct, dbefore):
-    return a.new_empty(a.shape), u.new_empty(u.shape), *(t.new_empty(t.shape) for t in start(u)[:3])
+    return a.new_empty(a.shape), u.new_empty(u.shape), *triton.new_parts(u)
 
 
 def _setup(ctx, inputs: tuple, output: tuple) -> None:
@@ -72,8 +71,8 @@ _operator.register_autograd(_gradients, setup_context=_setup)
 def swr(a: Tensor, u: Tensor, state: SWRState | None) -> tuple[Tensor, SWRState]:
     """As `hyena_kernels.swr`, for float32 or bfloat16 u."""
     if dispatch.recorded(a, u, *(state or ())):
-        y, *new = _operator(a, u, *(state or (None,) * 4))
+        y, value, product, before = _operator(a, u, *(state or (None,) * 4))
     else:
-        y, *new = triton.forward(a, u, state)
+        y, value, product, before = triton.forward(a, u, state)
     done = u.new_zeros(u.shape[0], dtype=torch.long) if state is None else state.done
-    return y, SWRState(*new, (done + u.shape[1]) % BLOCK)
+    return y, SWRState(value, product, before, (done + u.shape[1]) % BLOCK)

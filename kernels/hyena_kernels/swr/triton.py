@@ -1,7 +1,7 @@
 """The sliding window recurrence on a GPU: a walk over blocks of 16 tokens, HEADS heads at once, one launch each way.
 
 A head's block is a 16 x 16 tile of u, and w = P u with P[i, j] = a_{j+1} ... a_i for j <= i, zero above: a batch of
-16 x 16 matrix products on the tensor cores. P is a masked cumulative product along i, so nothing is divided and a = 0 is
+16 x 16 matrix products on the tensor cores. P is a masked cumulative product along i: nothing is divided, and a = 0 is
 no special case. A program walks `span` blocks; all that it needs from before is the local end of the block in front,
 which it computes anew. Neighbouring heads lie side by side in memory, so a row of a tile is read whole.
 
@@ -12,7 +12,7 @@ inside it (else 0), and primes for transposes, the backward of
 
 is, with de the gradient of the local end e, from the block behind:
 
-    r = P' dy        du_j = r_j + P[15, j] de        da_j = <r_j, y_{j-1}> + P[15, j] <de, w_{j-1}>        dc = sum_i g_i dy_i
+    r = P' dy      du_j = r_j + P[15, j] de      da_j = <r_j, y_{j-1}> + P[15, j] <de, w_{j-1}>      dc = sum_i g_i dy_i
 """
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hyena_kernels import tuned
 from hyena_kernels.fir_conv.triton import matmul
-from hyena_kernels.swr.state import BLOCK, SWRState, start
+from hyena_kernels.swr.state import BLOCK, SWRState
 
 T = tl.constexpr(BLOCK)
 
@@ -235,6 +235,13 @@ def backward_kernel(
             dend += end_in_state(final_value + state, final_before + state, h, heads, n - 1, end)
 
 
+def new_parts(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the floating parts of a state: value, product, before."""
+    B, _, heads, P = u.shape
+    value = u.new_empty(B, heads, P, dtype=torch.float32)
+    return value, u.new_empty(B, heads, dtype=torch.float32), u.new_empty(B, heads, P, dtype=torch.float32)
+
+
 def _grid(u: Tensor, has_state: bool, tuning: tuned.Config) -> tuple[tuple[int, int, int], int]:
     """The programs, and how many blocks there may be: a sequence that goes on may start at the end of one."""
     B, L, heads, _ = u.shape
@@ -246,16 +253,16 @@ def forward(a: Tensor, u: Tensor, state: SWRState | None) -> tuple[Tensor, Tenso
     """y (B, L, heads, 16) in u's dtype and the floating parts of the state that follows."""
     B, L, heads, _ = u.shape
     tuning = tuned.config("swr_forward", u.dtype, heads, u.device)
-    y, new = u.new_empty(u.shape), [t.new_empty(t.shape) for t in start(u)[:3]]
+    y, value, product, before = u.new_empty(u.shape), *new_parts(u)
     if B * heads > 0:
         grid, blocks = _grid(u, state is not None, tuning)
         given = [u] * 4 if state is None else [t.contiguous() for t in state]
         forward_kernel[grid](
-            a.contiguous(), u.contiguous(), *given, y, *new, L, heads, blocks, tuning["span"],
+            a.contiguous(), u.contiguous(), *given, y, value, product, before, L, heads, blocks, tuning["span"],
             HAS_STATE=state is not None, HEADS=tuning["HEADS"], num_warps=tuning["warps"], num_stages=1,
             enable_fp_fusion=True,
         )  # fmt: skip
-    return y, *new
+    return y, value, product, before
 
 
 def backward(
@@ -265,15 +272,15 @@ def backward(
     B, L, heads, _ = u.shape
     tuning = tuned.config("swr_backward", u.dtype, heads, u.device)
     da, du = u.new_empty(a.shape, dtype=torch.float32), u.new_empty(u.shape)
-    dstate = [t.new_empty(t.shape) for t in start(u)[:3]]
+    dvalue, dproduct, dbefore = new_parts(u)
     if B * heads > 0:
         grid, blocks = _grid(u, state is not None, tuning)
         given = [u] * 4 if state is None else [t.contiguous() for t in state]
         final = [u] * 3 if dfinal is None else [t.contiguous() for t in dfinal]
         backward_kernel[grid](
-            a.contiguous(), u.contiguous(), dy.contiguous(), *given, *final, da, du, *dstate,
+            a.contiguous(), u.contiguous(), dy.contiguous(), *given, *final, da, du, dvalue, dproduct, dbefore,
             L, heads, blocks, tuning["span"],
             HAS_STATE=state is not None, HAS_FINAL=dfinal is not None, HEADS=tuning["HEADS"],
             num_warps=tuning["warps"], num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
-    return da, du, *dstate
+    return da, du, dvalue, dproduct, dbefore
