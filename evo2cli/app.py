@@ -19,8 +19,8 @@ from evo2cli.commands.bench import bench
 from evo2cli.commands.embed import embed
 from evo2cli.commands.generate import generate
 from evo2cli.commands.info import info
-from evo2cli.commands.model import app as model
 from evo2cli.commands.lab import app as lab
+from evo2cli.commands.model import app as model
 from evo2cli.commands.options import Quiet, Verbose
 from evo2cli.commands.score import score
 from evo2cli.commands.score_variants import score_variants
