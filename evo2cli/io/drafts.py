@@ -4,6 +4,8 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,19 +54,21 @@ class Draft:
                 self.remove()
 
     def write(self, data: bytes) -> None:
-        self._file.write(data)
+        with self._writable():
+            self._file.write(data)
 
     def checkpoint(self, progress: dict[str, Any]) -> None:
         """Make sure that what was written outlasts this process, and note that it is as far as `progress` says."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        entry = {"facts": self._facts, "bytes": self._file.tell(), "progress": progress}
-        new = self._journal.with_name(f"{self._journal.name}.new")
-        with open(new, "w") as file:
-            json.dump(entry, file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._journal)
+        with self._writable():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            entry = {"facts": self._facts, "bytes": self._file.tell(), "progress": progress}
+            new = self._journal.with_name(f"{self._journal.name}.new")
+            with open(new, "w") as file:
+                json.dump(entry, file)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self._journal)
 
     def append(self, other: Path) -> dict[str, Any]:
         """Add the text of the draft of another target, and return what its last checkpoint said."""
@@ -82,6 +86,14 @@ class Draft:
         """Leave no trace."""
         for path in (self.path, self._journal, self._journal.with_name(f"{self._journal.name}.new")):
             path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            then = ", and go on with the same command" if self._resume else ""
+            raise UserError(f"cannot write {self.target}: {error.strerror}; make room for it{then}") from None
 
     def _open(self) -> Any:
         try:

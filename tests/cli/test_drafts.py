@@ -106,3 +106,24 @@ def test_texts_are_joined_with_what_they_said(target):
             draft.checkpoint({"records": len(text)})
         assert first.append(other) == {"records": 3}
         assert first.text().read_bytes() == b"one,two"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_full_disk_is_said_with_what_to_do(target, resume):
+    interrupted(target, resume=True)
+    kept = (target.parent / ".out.vcf.partial").read_bytes()
+
+    def run():
+        with Draft(target, resume=resume) as draft:
+            draft.begin(FACTS)
+            draft._file = open("/dev/full", "wb")  # noqa: SIM115 (the draft closes it)
+            draft.write(b"x" * 100_000)
+            draft.checkpoint({"records": 3})
+
+    with pytest.raises(UserError, match=r"cannot write .*out.vcf: No space left on device; make room"):
+        run()
+    if resume:
+        assert (target.parent / ".out.vcf.partial").read_bytes() == kept[:6]
+    else:
+        assert os.listdir(target.parent) == []
