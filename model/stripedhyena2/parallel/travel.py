@@ -24,11 +24,13 @@ class Journey:
     def __init__(self, there: Start, back: Start):
         self.there, self.back = there, back
         self.handle = Handle((), ())
-        self.buffer: Tensor
+        self.buffer: Tensor | None = None
 
     def arrive(self) -> Tensor:
-        """What arrived."""
-        return _Arrive.apply(self.buffer, self)
+        """What arrived; once."""
+        # let go of: the graph behind the buffer holds the journey, and a cycle through the graph is never freed
+        buffer, self.buffer = self.buffer, None
+        return _Arrive.apply(buffer, self)
 
 
 def depart(x: Tensor, there: Start, back: Start) -> Journey:
