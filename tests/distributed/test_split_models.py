@@ -113,6 +113,7 @@ def refused(strategies, config):
         ({"n_heads": 2}, Strategies(attention="a2a"), "2 heads to 4 ranks, which is not even; use 1, 2 ranks"),
         ({"se_groups": 2}, Strategies(fir="a2a"), "2 groups of filters to 4 ranks"),
         ({"d_model": 6, "n_heads": 1, "se_groups": 2, "mr_groups": 2}, Strategies(li="a2a"), "6 channels to 4 ranks"),
+        ({"layout": "SDHP"}, Strategies(), "Phalanx layers"),
     ],
 )
 def test_what_does_not_divide_is_said_before_anything_runs(processes, fields, strategies, message):

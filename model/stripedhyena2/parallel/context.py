@@ -133,6 +133,8 @@ def _reaches(config: Config) -> Iterator[int]:
 
 def _check(config: Config, layout: Layout, strategies: Strategies) -> None:
     size, letters = layout.size, set(config.layout)
+    if "P" in letters and size > 1:
+        raise ValueError("Phalanx layers (P) cannot be split over ranks; use a model without them")
     if strategies.fir.startswith("a2a"):
         for letter, groups in (("S", config.se_groups), ("D", config.mr_groups)):
             if letter in letters:
