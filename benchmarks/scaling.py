@@ -124,10 +124,7 @@ class Case:
         """For each kind of operator, of the strategies that can run the one that waits least."""
         able = {kind: [s for s in names if not self.impossible(kind, s)] for kind, names in STRATEGIES.items()}
         kinds = {kind: names for kind, names in able.items() if names}
-        return DEFAULTS | {
-            kind: min(names, key=lambda s: self.exposed(kind, s))
-            for kind, names in kinds.items()
-        }
+        return DEFAULTS | {kind: min(names, key=lambda s: self.exposed(kind, s)) for kind, names in kinds.items()}
 
     def activations(self) -> float:
         """Bytes of activations that training keeps a GPU: every block's input, and one block's insides."""
