@@ -55,6 +55,10 @@ def _by_head(heads: int, t: Tensor) -> Tensor:
     return t.reshape(3, heads, -1, *t.shape[1:]).transpose(0, 1).reshape(t.shape)
 
 
+def _reversed(t: Tensor) -> Tensor:
+    return t if t.is_meta else t.flip(1)  # the same form; torch's own way to it takes seconds to import
+
+
 def entries(c: Config) -> Iterator[Entry]:
     """Every tensor of a model with this config that the published format has a name for."""
     yield Entry("embedding.weight", "embedding_layer.weight")
@@ -87,13 +91,13 @@ def _hyena(c: Config, block: str, letter: str) -> Iterator[Entry]:
     yield Entry(
         f"{mixer}featurizer",
         f"{filt}short_filter_weight",
-        lambda t: _deinterleave(t[:, 0, :].flip(1)),
-        lambda t: _interleave(t.flip(1)).unsqueeze(1),
+        lambda t: _deinterleave(_reversed(t[:, 0, :])),
+        lambda t: _interleave(_reversed(t)).unsqueeze(1),
     )
     if c.featurizer_bias:
         yield Entry(f"{mixer}featurizer_bias", f"{filt}short_filter_bias", _deinterleave, _interleave)
     if letter == "S":
-        yield Entry(f"{mixer}h", f"{filt}h", lambda t: t[:, 0, :].flip(1), lambda t: t.flip(1).unsqueeze(1))
+        yield Entry(f"{mixer}h", f"{filt}h", lambda t: _reversed(t[:, 0, :]), lambda t: _reversed(t).unsqueeze(1))
     if letter == "D":
         yield Entry(f"{mixer}h", f"{filt}h", lambda t: t[:, 0, :], lambda t: t.unsqueeze(1))
     if letter == "H":
