@@ -65,7 +65,8 @@ def weight_bytes(module: nn.Module, dtype: torch.dtype, int8: bool = False) -> i
 
 def state_bytes(model: StripedHyena2, dtype: torch.dtype, batch: int, length: int) -> list[int]:
     """Bytes of each layer's state after `length` tokens of `batch` sequences."""
-    model.embedding.to(dtype)
+    weight = model.embedding.weight.to(dtype)  # Module.to would do it after seconds of imports
+    model.embedding.weight = nn.Parameter(weight)
     c = model.config
     cache = batch * length * 2 * c.d_model * dtype.itemsize
     layers = model.initial_state(batch).layers
