@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -16,3 +17,10 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Subprocesses find the packages in a checkout that is not installed, as pytest's own `pythonpath` lets the tests do.
 os.environ.setdefault("PYTHONPATH", os.pathsep.join(str(ROOT / source) for source in (".", "kernels", "model")))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def denormal_numbers():
+    """Commands that train flush denormal numbers to zero in their process, which is also that of the next test."""
+    yield
+    torch.set_flush_denormal(False)

@@ -52,7 +52,7 @@ def workload(operator: str, L: int, D: int, G: int, dtype: torch.dtype, device: 
     u, x, w, skip = normal(1, L, 3 * D, dtype=dtype), normal(1, L, D, dtype=dtype), normal(3 * D, 3), normal(D)
     short, medium = normal(G, 7), normal(G, 128)
     poles, residues = -torch.rand(D, 16, device=device), normal(D, 16)
-    a, heads = torch.rand(1, L, D // 16, device=device), x.view(1, L, D // 16, 16)
+    a, heads = torch.rand(1, L, -(-D // 16), device=device), normal(1, L, -(-D // 16), 16, dtype=dtype)
     calls: dict[str, Callable[[], object]] = {
         "short_forward": lambda: walk.forward(u, w),
         "short_backward": lambda: walk.backward(u, w, u),
