@@ -22,7 +22,8 @@ class _Local(torch.autograd.Function):
         w, g, a_wide = torch.empty_like(u), a.clone(), a.unsqueeze(-1)
         w[:, :, 0] = u[:, :, 0]
         for i in range(1, BLOCK):
-            torch.addcmul(u[:, :, i], a_wide[:, :, i], w[:, :, i - 1], out=w[:, :, i])
+            # not addcmul with out=: a compiler would break its graph there
+            w[:, :, i].copy_(u[:, :, i]).addcmul_(a_wide[:, :, i], w[:, :, i - 1])
             g[:, :, i].mul_(g[:, :, i - 1])
         ctx.save_for_backward(a, w, g)
         return w, g
