@@ -55,8 +55,7 @@ def open_model(
     if name is None:
         log.info("%s", _NOTE)
         name = DEFAULT_MODEL
-    path, preset = find(name)
-    checkpoint = open_checkpoint(path, config or preset)
+    checkpoint = checkpoint_of(name, config)
     for remark in checkpoint.remarks:
         log.warning("%s", remark)
     places = resolve_devices(device, checkpoint.config, dtype)
@@ -85,6 +84,12 @@ def _rounding(
         return module
 
     return replace
+
+
+def checkpoint_of(name: str, config: str | None = None) -> Checkpoint:
+    """The checkpoint that `--model NAME|PATH` and `--model-config` mean, opened: none of its weights is read yet."""
+    path, preset = find(name)
+    return open_checkpoint(path, config or preset)
 
 
 def find(name: str) -> tuple[Path, str | None]:

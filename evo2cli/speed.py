@@ -13,6 +13,7 @@ import torch
 from evo2cli.chunks import free_memory
 from evo2cli.errors import UserError
 from evo2cli.generation import generate
+from evo2cli.memory import skeleton
 from evo2cli.sampling import Sampler
 from stripedhyena2 import StripedHyena2, preset
 from stripedhyena2.checkpoints import parameter_dtype
@@ -43,8 +44,7 @@ class Speed:
 
 def random_model(name: str, dtype: torch.dtype, device: torch.device | str) -> StripedHyena2:
     """A preset with random weights, which are drawn in float32 on the CPU. UserError where there is no room for it."""
-    with torch.device("meta"):
-        n = sum(p.numel() for p in StripedHyena2(preset(name)).parameters())
+    n = sum(p.numel() for p in skeleton(preset(name)).parameters())
     for place, width in (("cpu", 4), (device, dtype.itemsize)):
         free = free_memory(torch.device(place))
         if n * width > free:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -108,7 +108,7 @@ def embed(
     from evo2cli.io.embeddings import check_name, open_embeddings
     from evo2cli.models import open_model
     from evo2cli.processes import together, written_once
-    from evo2cli.provenance import provenance
+    from evo2cli.provenance import provenance, source_of
 
     check_name(output)
     if threads:
@@ -143,8 +143,7 @@ def embed(
                 yield sequence
 
         facts = {"layers": ",".join(found.name for found in layers), "pool": pool.value, "window": window}
-        weights: Any = net.source
-        about = provenance(model=weights.name, checksum=f"sha256:{weights.checksum}", **facts, overlap=overlap)
+        about = provenance(**source_of(net), **facts, overlap=overlap)
         widths = {found.name: found.width for found in layers}
         start = time.perf_counter()
         with (
@@ -169,16 +168,12 @@ def _records(sequences: str, bed: str | None) -> Iterator[tuple[str, bytes]]:
     """Names and tokens of the FASTA file's records, or of its regions in the BED file."""
     from evo2cli.io.bed import read_bed
     from evo2cli.io.fasta import open_reference
-    from evo2cli.io.sequences import read_fasta
+    from evo2cli.io.sequences import read_fasta, remark_repeats
 
     if bed is not None:
         reference = open_reference(sequences)
         for region in read_bed(bed, reference):
             yield region.name, region.tokens(reference)
         return
-    seen = set()
-    for record in read_fasta(sequences):
-        if record.name in seen:
-            log.warning(f"{sequences} has more than one record named {record.name}")
-        seen.add(record.name)
+    for record in remark_repeats(sequences, read_fasta(sequences)):
         yield record.name, record.tokens

@@ -37,15 +37,12 @@ def list_models(quiet: Quiet = False, debug: Debug = False) -> None:
     """List the models that --model knows by name, and where each is."""
     from evo2cli import hub
     from evo2cli.memory import skeleton
-    from evo2cli.models import bundled, find
+    from evo2cli.models import bundled, checkpoint_of
     from stripedhyena2 import preset
-    from stripedhyena2.checkpoints.native import read_about
 
     print("name\tparameters\tlayers\tcontext\tplace")
     for name in bundled():
-        path = find(name)[0]
-        config = preset(name)
-        config = type(config).from_dict(read_about(path)["config"])
+        config = checkpoint_of(name).config
         print(_row(name, config, skeleton(config), "bundled"))
     for name, repository in hub.REPOSITORIES.items():
         config = preset(name)
@@ -92,11 +89,9 @@ def model_info(
     """Say what a checkpoint is and what memory it needs, without reading its weights."""
     import json as json_module
 
-    from evo2cli.models import find
-    from stripedhyena2.checkpoints import open_checkpoint
+    from evo2cli.models import checkpoint_of
 
-    path, preset = find(name)
-    checkpoint = open_checkpoint(path, model_config or preset)
+    checkpoint = checkpoint_of(name, model_config)
     for remark in checkpoint.remarks:
         log.warning("%s", remark)
     facts = _facts(checkpoint, batch, length or min(checkpoint.config.context, 8192), devices)
@@ -186,12 +181,10 @@ def verify_model(name: Name, model_config: ModelConfig = None, quiet: Quiet = Fa
 
     Where there are none, every tensor is read and must be finite, and the sha256 is printed for you to compare.
     """
-    from evo2cli.models import find
+    from evo2cli.models import checkpoint_of
     from evo2cli.verification import verify
-    from stripedhyena2.checkpoints import open_checkpoint
 
-    path, preset = find(name)
-    checkpoint = open_checkpoint(path, model_config or preset)
+    checkpoint = checkpoint_of(name, model_config)
     with progress_bar("verifying", beside="-") as advance:
         print(verify(checkpoint, advance))
 
@@ -209,12 +202,10 @@ def convert_model(
     """Write a checkpoint in another format, every weight as it is; at most one file's share of it is in memory."""
     from dataclasses import replace
 
-    from evo2cli.models import find
-    from stripedhyena2.checkpoints import open_checkpoint
+    from evo2cli.models import checkpoint_of
     from stripedhyena2.checkpoints.conversion import convert
 
-    path, preset = find(source)
-    checkpoint = open_checkpoint(path, model_config or preset)
+    checkpoint = checkpoint_of(source, model_config)
     with progress_bar("converting", beside="-") as advance:
         watched = replace(checkpoint, tensors=_watched(checkpoint, advance))
         convert(watched, to.value, target)

@@ -15,6 +15,12 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Strand(StrEnum):
+    both = "both"
+    forward = "+"
+    reverse = "-"
+
+
 class Fp8Mode(StrEnum):
     auto = "auto"
     native = "native"

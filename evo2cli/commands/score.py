@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +18,7 @@ from evo2cli.commands.options import (
     Processes,
     Quantize,
     Quiet,
+    Strand,
     Threads,
     Verbose,
 )
@@ -26,12 +26,6 @@ from evo2cli.messages import log, progress_bar
 
 if TYPE_CHECKING:
     from evo2cli.profiles import Profile
-
-
-class Strand(StrEnum):
-    both = "both"
-    forward = "+"
-    reverse = "-"
 
 
 def score(
@@ -68,18 +62,18 @@ def score(
     import torch
 
     from evo2cli.io.outputs import open_output
-    from evo2cli.io.sequences import read_fasta
+    from evo2cli.io.sequences import read_fasta, remark_repeats
     from evo2cli.io.tracks import check_name, open_track
     from evo2cli.models import open_model
     from evo2cli.processes import together, written_once
     from evo2cli.profiles import profile
-    from evo2cli.provenance import provenance
+    from evo2cli.provenance import provenance, source_of
 
     if per_position is not None:
         check_name(per_position)
     if threads:
         torch.set_num_threads(threads)
-    n, seen = 0, set()
+    n = 0
     with together(cp, sequences) as processes:
         whole = open_model(
             model,
@@ -89,8 +83,7 @@ def score(
             fp8=fp8.value,
             quantize=quantize,
         )
-        weights: Any = whole.source
-        about = provenance(model=weights.name, checksum=f"sha256:{weights.checksum}", strand=strand.value)
+        about = provenance(**source_of(whole), strand=strand.value)
         net = processes.split(whole)
         with (
             written_once(processes, output) as table,
@@ -100,10 +93,7 @@ def score(
             progress_bar("scoring", beside=output) as advance,
         ):
             out.write(b"name\tlength\tlog_likelihood\tmean_log_likelihood\tperplexity\tbits_per_base\n")
-            for record in read_fasta(sequences):
-                if record.name in seen:
-                    log.warning(f"{sequences} has more than one record named {record.name}")
-                seen.add(record.name)
+            for record in remark_repeats(sequences, read_fasta(sequences)):
                 p = profile(net, record.tokens, strand.value, chunk)
                 out.write(_row(record.name, p))
                 track.add(record.name, p)

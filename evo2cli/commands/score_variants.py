@@ -21,6 +21,7 @@ from evo2cli.commands.options import (
     Processes,
     Quantize,
     Quiet,
+    Strand,
     Threads,
     Verbose,
 )
@@ -43,12 +44,6 @@ class Format(StrEnum):
 class Reduce(StrEnum):
     mean = "mean"
     sum = "sum"
-
-
-class Strand(StrEnum):
-    both = "both"
-    forward = "+"
-    reverse = "-"
 
 
 _FORMATS = {
@@ -189,7 +184,7 @@ def score_variants(
     from evo2cli.plotting.plot import require_kind
     from evo2cli.plotting.points import Points, classifier
     from evo2cli.processes import ALONE, together, written_once
-    from evo2cli.provenance import provenance
+    from evo2cli.provenance import provenance, source_of
     from evo2cli.scoring import Scorer, Settings, default_batch_tokens, default_window
     from evo2cli.scoring_run import Run, Scored
     from evo2cli.sharding import Ranks, Shard
@@ -236,9 +231,7 @@ def score_variants(
         settings = Settings(
             Windows(width, tile), reduce.value, strand.value, right_context, batch_tokens or default_batch_tokens(net)
         )
-        weights: Any = net.source
-        facts = {"model": weights.name, "checksum": f"sha256:{weights.checksum}", "reference": reference.path}
-        facts |= _described(settings)
+        facts = source_of(net) | {"reference": reference.path} | _described(settings)
         first, end = 0, None
         if sharded:
             total = source.count(reference)

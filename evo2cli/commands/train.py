@@ -257,9 +257,9 @@ def _config(values: dict[str, Any]) -> Config:
     if values["init_from"] is None:
         config = preset(values["preset"])
     else:
-        from evo2cli.models import open_model
+        from evo2cli.models import checkpoint_of
 
-        config = open_model(values["init_from"], config=values["init_config"], device="cpu").config
+        config = checkpoint_of(values["init_from"], values["init_config"]).config
     changes = {
         "layout": values["layout"] or config.layout,
         "context": values["seq_len"],

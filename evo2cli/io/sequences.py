@@ -3,7 +3,7 @@
 import io
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from Bio.SeqIO.FastaIO import SimpleFastaParser
@@ -37,6 +37,16 @@ def read_fasta(path: str) -> Iterator[Record]:
         if first and not first.startswith(">"):
             raise UserError(f"{source.name} is not a FASTA file: it does not start with >; give nucleotide FASTA")
         yield from _records(source.name, itertools.chain([first] if first else [], text))
+
+
+def remark_repeats(path: str, records: Iterable[Record]) -> Iterator[Record]:
+    """The records of the file `path`, all of them; a warning for each whose name another one had before."""
+    seen = set()
+    for record in records:
+        if record.name in seen:
+            log.warning(f"{path} has more than one record named {record.name}")
+        seen.add(record.name)
+        yield record
 
 
 def read_prompts(path: str) -> Iterator[Record]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyena_kernels.dispatch import recorded
-from hyena_kernels.short_conv.cpu import next_state, taps, token
+from hyena_kernels.short_conv.cpu import next_state, taps, token, window_of
 from hyena_kernels.window import slide
 
 BLOCK = 64
@@ -53,7 +53,7 @@ def fir_conv(x: Tensor, h: Tensor, *, skip: Tensor | None = None, state: Tensor 
     u, h = x.to(acc), h.to(acc)
     if L == 1:
         if K <= SHORT or recorded(x, h, state):
-            window = torch.cat([next_state(x[:, :0], state, K - 1), x], dim=1)
+            window = window_of(x, state, K)
             after = window[:, 1:]
         else:
             window, after = slide(state, x, K)

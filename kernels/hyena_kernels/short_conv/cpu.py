@@ -80,6 +80,11 @@ def taps(x: Tensor, w: Tensor, past: Tensor | None) -> Tensor:
     return _Taps.apply(x, w, past)
 
 
+def window_of(x: Tensor, past: Tensor | None, K: int) -> Tensor:
+    """The inputs (B, K, D) that K taps see at the token x (B, 1, D), continued from `past` (B, K-1, D) or None."""
+    return F.pad(x, (0, 0, K - 1, 0)) if past is None else torch.cat([past, x], dim=1)
+
+
 def token(window: Tensor, taps: Tensor) -> Tensor:
     """The output (B, 1, D) for the last of the inputs `window` (B, K, D), with taps (K, D) in the inputs' order."""
     return (window.to(taps.dtype) * taps).sum(1, keepdim=True)
@@ -88,7 +93,7 @@ def token(window: Tensor, taps: Tensor) -> Tensor:
 def short_conv(x: Tensor, w: Tensor, bias: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     acc = torch.promote_types(x.dtype, torch.float32)
     if x.shape[1] == 1:
-        window = F.pad(x, (0, 0, w.shape[1] - 1, 0)) if state is None else torch.cat([state, x], dim=1)
+        window = window_of(x, state, w.shape[1])
         y, after = token(window, w.to(acc).t().contiguous().flip(0)), window[:, 1:]
     else:
         y = taps(x.to(acc), w.to(acc), None if state is None else state.to(acc))
