@@ -6,10 +6,11 @@ import datetime
 import logging
 import os
 import re
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -18,8 +19,10 @@ from evo2cli.messages import set_level
 
 if TYPE_CHECKING:
     from torch.distributed import Store
+    from torch.distributed.device_mesh import DeviceMesh
 
-    from stripedhyena2 import StripedHyena2
+    from stripedhyena2 import Config, StripedHyena2
+    from stripedhyena2.parallel import ContextParallel
 
 Output = TypeVar("Output", str, None, str | None)
 
@@ -31,23 +34,46 @@ GRACE = datetime.timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
+class Split:
+    """How sequences are split over processes, as --cp-layout, --cp-fir, --cp-li and --cp-attention say it."""
+
+    layout: str | None = None
+    fir: str | None = None
+    li: str | None = None
+    attention: str | None = None
+
+    def context(self, group: DeviceMesh | None, config: Config) -> ContextParallel:
+        """What splits sequences over the processes of a group, for a model of this shape.
+
+        Raises:
+            UsageError: no such way, or one that the model's shape does not allow on so many processes.
+        """
+        from stripedhyena2.parallel import ContextParallel, Strategies
+
+        ways = {"fir": self.fir, "li": self.li, "attention": self.attention}
+        layout = {"layout": self.layout} if self.layout else {}
+        try:
+            strategies = Strategies(**{kind: way for kind, way in ways.items() if way})
+            return ContextParallel(group, config, strategies=strategies, **layout)
+        except ValueError as error:
+            raise UsageError(f"--cp: {error}") from None
+
+
+@dataclass(frozen=True)
 class Processes:
     """This process among those that share each sequence; alone where `size` is 1."""
 
     rank: int
     size: int
+    how: Split = field(default_factory=Split)
 
     def split(self, model: StripedHyena2) -> StripedHyena2:
         """The model with the same interface, run by all processes together."""
         if self.size == 1:
             return model
-        from stripedhyena2.parallel import ContextParallel, SplitModel
+        from stripedhyena2.parallel import SplitModel
 
-        try:
-            context = ContextParallel(None, model.config)
-        except ValueError as error:
-            raise UsageError(f"--cp {self.size}: {error}") from None
-        return cast("StripedHyena2", SplitModel(model, context))
+        return cast("StripedHyena2", SplitModel(model, self.how.context(None, model.config)))
 
     def device(self, device: str) -> str:
         """What --device means here: on a machine with several GPUs, each process has its own."""
@@ -62,7 +88,7 @@ ALONE = Processes(0, 1)
 
 
 @contextmanager
-def together(cp: int, reads: str) -> Iterator[Processes]:
+def together(cp: int, reads: str, how: Split) -> Iterator[Processes]:
     """The processes that split each sequence, as --cp asks for; all of them read the file `reads`.
 
     The first one talks to the user, the others only of errors.
@@ -73,8 +99,8 @@ def together(cp: int, reads: str) -> Iterator[Processes]:
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if cp != world:
-        how = f"start it as: torchrun --nproc-per-node {cp} -m evo2cli ..." if cp > world else f"give --cp {world}"
-        raise UsageError(f"--cp {cp} needs as many processes, and there are {world}; {how}")
+        remedy = f"start it as: torchrun --nproc-per-node {cp} -m evo2cli ..." if cp > world else f"give --cp {world}"
+        raise UsageError(f"--cp {cp} needs as many processes, and there are {world}; {remedy}")
     if cp == 1:
         yield ALONE
         return
@@ -83,7 +109,7 @@ def together(cp: int, reads: str) -> Iterator[Processes]:
     with joined(lambda: "start the command again") as processes:
         if processes.rank:
             set_level(logging.ERROR)
-        yield processes
+        yield replace(processes, how=how)
 
 
 @contextmanager
@@ -109,6 +135,7 @@ def joined(mend: Callable[[], str], timeout: datetime.timedelta = TIMEOUT) -> It
     except RuntimeError as error:
         if not _lost_contact(error):
             raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, at the same loss: first say what was lost
         gone = _silent(store, rank, size)
         who = f"process {', '.join(map(str, gone))} of {size} is gone" if gone else "the connection is gone"
         raise UserError(f"{who} (process {rank} found: {_gist(error)}); {mend()}") from error

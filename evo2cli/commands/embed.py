@@ -9,6 +9,10 @@ from typing import Annotated
 import typer
 
 from evo2cli.commands.options import (
+    CpAttention,
+    CpFir,
+    CpLayout,
+    CpLi,
     Debug,
     Device,
     Dtype,
@@ -81,6 +85,10 @@ def embed(
     fp8: Fp8 = Fp8Mode.auto,
     quantize: Quantize = None,
     cp: Processes = 1,
+    cp_layout: CpLayout = None,
+    cp_fir: CpFir = None,
+    cp_li: CpLi = None,
+    cp_attention: CpAttention = None,
     threads: Threads = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -107,13 +115,14 @@ def embed(
     from evo2cli.errors import UsageError
     from evo2cli.io.embeddings import check_name, open_embeddings
     from evo2cli.models import open_model
-    from evo2cli.processes import together, written_once
+    from evo2cli.processes import Split, together, written_once
     from evo2cli.provenance import provenance, source_of
 
     check_name(output)
     if threads:
         torch.set_num_threads(threads)
-    with together(cp, sequences) as processes, written_once(processes, output) as file:
+    how = Split(cp_layout, cp_fir, cp_li, cp_attention)
+    with together(cp, sequences, how) as processes, written_once(processes, output) as file:
         net = open_model(
             model,
             config=model_config,

@@ -62,6 +62,42 @@ Precision = Annotated[Dtype, typer.Option("--dtype", help="Precision of the dens
 Processes = Annotated[
     int, typer.Option("--cp", metavar="N", min=1, help="Split each sequence over N processes, which torchrun starts.")
 ]
+CpFir = Annotated[
+    str | None,
+    typer.Option(
+        "--cp-fir",
+        metavar="HOW",
+        help="What Hyena-SE and -MR exchange under --cp: p2p-overlap, p2p, a2a-pipelined, or a2a.",
+        show_default="p2p-overlap",
+    ),
+]
+CpLi = Annotated[
+    str | None,
+    typer.Option(
+        "--cp-li",
+        metavar="HOW",
+        help="What Hyena-LI exchanges under --cp: state, a2a-pipelined, a2a, or p2p-fft.",
+        show_default="state",
+    ),
+]
+CpAttention = Annotated[
+    str | None,
+    typer.Option(
+        "--cp-attention",
+        metavar="HOW",
+        help="What attention exchanges under --cp: ring, or a2a.",
+        show_default="ring",
+    ),
+]
+CpLayout = Annotated[
+    str | None,
+    typer.Option(
+        "--cp-layout",
+        metavar="HOW",
+        help="Which parts of a sequence a process holds under --cp: zigzag, or contiguous.",
+        show_default="zigzag",
+    ),
+]
 Fp8 = Annotated[
     Fp8Mode,
     typer.Option("--fp8", help="FP8 input projections; auto: for the models that lose accuracy without, 1B 20B 40B."),

@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evo2cli.commands.options import (
+    CpAttention,
+    CpFir,
+    CpLayout,
+    CpLi,
     Debug,
     Device,
     Dtype,
@@ -49,6 +53,10 @@ def score(
     fp8: Fp8 = Fp8Mode.auto,
     quantize: Quantize = None,
     cp: Processes = 1,
+    cp_layout: CpLayout = None,
+    cp_fir: CpFir = None,
+    cp_li: CpLi = None,
+    cp_attention: CpAttention = None,
     threads: Threads = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -65,7 +73,7 @@ def score(
     from evo2cli.io.sequences import read_fasta, remark_repeats
     from evo2cli.io.tracks import check_name, open_track
     from evo2cli.models import open_model
-    from evo2cli.processes import together, written_once
+    from evo2cli.processes import Split, together, written_once
     from evo2cli.profiles import profile
     from evo2cli.provenance import provenance, source_of
 
@@ -74,7 +82,7 @@ def score(
     if threads:
         torch.set_num_threads(threads)
     n = 0
-    with together(cp, sequences) as processes:
+    with together(cp, sequences, Split(cp_layout, cp_fir, cp_li, cp_attention)) as processes:
         whole = open_model(
             model,
             config=model_config,

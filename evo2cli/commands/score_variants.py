@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evo2cli.commands.options import (
+    CpAttention,
+    CpFir,
+    CpLayout,
+    CpLi,
     Debug,
     Device,
     Dtype,
@@ -148,6 +152,10 @@ def score_variants(
     device: Device = "auto",
     dtype: Precision = Dtype.auto,
     cp: Processes = 1,
+    cp_layout: CpLayout = None,
+    cp_fir: CpFir = None,
+    cp_li: CpLi = None,
+    cp_attention: CpAttention = None,
     fp8: Fp8 = Fp8Mode.auto,
     quantize: Quantize = None,
     threads: Threads = None,
@@ -183,7 +191,7 @@ def score_variants(
     from evo2cli.plotting.plot import plot as draw
     from evo2cli.plotting.plot import require_kind
     from evo2cli.plotting.points import Points, classifier
-    from evo2cli.processes import ALONE, together, written_once
+    from evo2cli.processes import ALONE, Split, together, written_once
     from evo2cli.provenance import provenance, source_of
     from evo2cli.scoring import Scorer, Settings, default_batch_tokens, default_window
     from evo2cli.scoring_run import Run, Scored
@@ -211,7 +219,8 @@ def score_variants(
     if cp > 1 and resume:
         raise UsageError("--resume does not go with --cp; cut the input with --shard, so that little is lost")
     with ExitStack() as stack:
-        processes = stack.enter_context(together(cp, variants or "")) if cp > 1 else ALONE
+        how = Split(cp_layout, cp_fir, cp_li, cp_attention)
+        processes = stack.enter_context(together(cp, variants or "", how)) if cp > 1 else ALONE
         file = stack.enter_context(written_once(processes, output))
         source = stack.enter_context(VariantSource(variants, all_snvs, regions or [], regions_file or []))
         sink = stack.enter_context(open_sink(file, kind, ranks, resume=resume))

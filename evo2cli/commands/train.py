@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evo2cli.commands.options import Debug, Device, Quiet, Threads
+from evo2cli.commands.options import CpAttention, CpFir, CpLayout, CpLi, Debug, Device, Quiet, Threads
 from evo2cli.messages import log, progress_bar
 
 if TYPE_CHECKING:
@@ -129,6 +129,10 @@ def train(
     ] = False,
     parallel: Annotated[str, Option(help="Under torchrun: ddp, or fsdp to shard the model.")] = "ddp",
     cp: Annotated[int, Option(min=1, help="Under torchrun: so many processes share each sequence.")] = 1,
+    cp_layout: CpLayout = None,
+    cp_fir: CpFir = None,
+    cp_li: CpLi = None,
+    cp_attention: CpAttention = None,
     reshard: Annotated[bool, Option(help="fsdp: give a block's weights back after its forward pass.")] = True,
     valid_every: Annotated[int, Option(min=1, help="Steps between validations.")] = 250,
     valid_windows: Annotated[int, Option(min=1, help="Windows of each held-out file used in a validation.")] = 64,
@@ -154,6 +158,7 @@ def train(
     import torch
 
     from evo2cli.models import resolve_device
+    from evo2cli.processes import Split
     from evo2cli.training.parallel import started
 
     if threads:
@@ -172,7 +177,8 @@ def train(
     def mend() -> str:
         return f"go on from the last checkpoint with: evo2 train --resume {folder}"
 
-    with started(resolve_device(device), cp, mend) as (ranks, place), progress_bar("training", "") as bar:
+    how = Split(cp_layout, cp_fir, cp_li, cp_attention)
+    with started(resolve_device(device), cp, how, mend) as (ranks, place), progress_bar("training", "") as bar:
         board = _board(folder / "tensorboard") if tensorboard and ranks.rank == 0 else None
         options = {
             "device": place,

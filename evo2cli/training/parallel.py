@@ -10,7 +10,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,10 +21,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from evo2cli.errors import UsageError
 from evo2cli.io.tokens import PAD
-from evo2cli.processes import joined
+from evo2cli.processes import Split, joined
 from evo2cli.training.data import Batch
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.parallel import ContextParallel, parallelize
+from stripedhyena2.parallel import ContextParallel, install
 
 # a block's state is a view of what it computed, and nothing writes to it
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -38,6 +38,7 @@ class Ranks:
 
     mesh: DeviceMesh | None = None
     context: ContextParallel | None = None
+    how: Split = field(default_factory=Split)
 
     @property
     def rank(self) -> int:
@@ -77,7 +78,7 @@ ALONE = Ranks()
 
 
 @contextlib.contextmanager
-def started(device: torch.device, cp: int, mend: Callable[[], str]) -> Iterator[tuple[Ranks, torch.device]]:
+def started(device: torch.device, cp: int, how: Split, mend: Callable[[], str]) -> Iterator[tuple[Ranks, torch.device]]:
     """The ranks that torchrun started, `cp` of them to a sequence, and this one's device; alone where it did not.
 
     Raises:
@@ -93,17 +94,17 @@ def started(device: torch.device, cp: int, mend: Callable[[], str]) -> Iterator[
     with joined(mend):
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        yield Ranks(init_device_mesh(device.type, (world // cp, cp), mesh_dim_names=("dp", "cp"))), device
+        mesh = init_device_mesh(device.type, (world // cp, cp), mesh_dim_names=("dp", "cp"))
+        yield Ranks(mesh, how=how), device
 
 
 def split_sequences(model: StripedHyena2, ranks: Ranks) -> Ranks:
     """The ranks with what splits sequences over the mesh's axis `cp`, if it has several ranks, put to the model."""
     if ranks.mesh is None or ranks.mesh.size(1) == 1:
         return ranks
-    try:
-        return replace(ranks, context=parallelize(model, ranks.mesh))
-    except ValueError as error:
-        raise UsageError(f"--cp {ranks.mesh.size(1)}: {error}") from None
+    context = ranks.how.context(ranks.mesh, model.config)
+    install(model, context.operators)
+    return replace(ranks, context=context)
 
 
 def distribute(model: nn.Module, ranks: Ranks, strategy: str, *, reshard: bool) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyena_kernels import hyena_li, hyena_mr, hyena_se
+from hyena_kernels import hyena_li, hyena_mr, hyena_se, swr
 from stripedhyena2.attention import causal_attention
 from stripedhyena2.state import AttentionState
 
@@ -20,6 +20,7 @@ class Operators:
     hyena_se = staticmethod(hyena_se)
     hyena_mr = staticmethod(hyena_mr)
     hyena_li = staticmethod(hyena_li)
+    swr = staticmethod(swr)
 
     def positions(self, first: int, length: int, device: torch.device) -> Tensor:
         """Columns (L,) at which the next `length` tokens stand, when `first` came before."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hyena_kernels import swr
 from stripedhyena2.config import PHALANX_HEAD as HEAD
 from stripedhyena2.config import Config
 from stripedhyena2.linear import Linear
+from stripedhyena2.operators import LOCAL, Operators
 from stripedhyena2.state import PhalanxState
 
 
@@ -18,6 +18,8 @@ class Phalanx(nn.Module):
     A head is 16 channels wide and has one decay a token. The gates are those of `kv_heads` heads; neighbouring heads
     share one: head h has gate h // (heads / kv_heads).
     """
+
+    operators: Operators = LOCAL
 
     def __init__(self, c: Config):
         super().__init__()
@@ -38,5 +40,5 @@ class Phalanx(nn.Module):
         a = torch.sigmoid(decays.to(torch.promote_types(decays.dtype, torch.float32)))
         b, c = torch.sigmoid(self.shared(self.in_gate_proj(x))), self.shared(self.out_gate_proj(x))
         v = self.value_proj(x).unflatten(-1, (self.heads, HEAD))
-        y, after = swr(a, b * v, None if state is None else state.swr)
+        y, after = self.operators.swr(a, b * v, None if state is None else state.swr)
         return self.out_proj((y * c + v).flatten(2)), PhalanxState(after)

@@ -2,22 +2,24 @@
 
 import torch
 
+from hyena_kernels import SWRState
 from stripedhyena2.parallel import Strategies
 from stripedhyena2.state import AttentionState
 
 B, D, GROUPS, HEADS, MODES = 2, 16, 8, 8, 16
-SHARD = 24
+SHARD = 40
 TAPS = {"se": 7, "mr": 19}
 CASES = [
     *[(op, strategy) for op in ("se", "mr") for strategy in ("p2p", "p2p-overlap", "a2a", "a2a-pipelined")],
     *[("li", strategy) for strategy in ("state", "a2a", "a2a-pipelined", "p2p-fft")],
     *[("attention", strategy) for strategy in ("ring", "a2a")],
+    ("swr", "halo"),
 ]
 
 
 def strategies_of(op, strategy):
-    kind = {"li": "li", "attention": "attention"}.get(op, "fir")
-    return Strategies(**{kind: strategy})
+    kind = {"li": "li", "attention": "attention", "se": "fir", "mr": "fir"}.get(op)
+    return Strategies(**{kind: strategy} if kind else {})
 
 
 def arguments(op, length, dtype, past):
@@ -30,6 +32,10 @@ def arguments(op, length, dtype, past):
     if op == "attention":
         tensors = {"q": normal(B, length, HEADS, 4), "kv": normal(B, length, 2, HEADS, 4)}
         return tensors, {}, ({"past": normal(B, 5, 2, HEADS, 4)} if past else {})
+    if op == "swr":
+        tensors = {"a": normal(B, length, HEADS).sigmoid(), "u": normal(B, length, HEADS, 16)}
+        names = {"value": (HEADS, 16), "product": (HEADS,), "before": (HEADS, 16)}
+        return tensors, {}, {name: normal(B, *shape) for name, shape in names.items()} if past else {}
     filters = {"w": normal(3 * D, 3), "bias": normal(3 * D)}
     before = {"featurizer": normal(B, 2, 3 * D)}
     if op == "li":
@@ -48,6 +54,9 @@ def call(operators, op, split, filters, before):
     if op == "attention":
         state = AttentionState.of(before["past"]) if before else None
         return operators.attention(split["q"], split["kv"], state)
+    if op == "swr":
+        state = SWRState(**before, done=torch.tensor([3, 14])) if before else None
+        return operators.swr(split["a"], split["u"], state)
     state = (before["featurizer"], before["conv"]) if before else None
     return getattr(operators, f"hyena_{op}")(split["u"], **filters, state=state)
 
@@ -63,5 +72,5 @@ def with_gradients(operators, op, split, filters, before, weight):
 
 
 def weight_of(op, length, dtype):
-    shape = (B, length, HEADS, 4) if op == "attention" else (B, length, D)
+    shape = {"attention": (B, length, HEADS, 4), "swr": (B, length, HEADS, 16)}.get(op, (B, length, D))
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)

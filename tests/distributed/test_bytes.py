@@ -28,6 +28,8 @@ def formula(op, strategy, layout, length, backward):
     if op == "attention":
         x = cost.Sequences(B, length, HEADS * 4, itemsize=4)
         return cost.attention(strategy, layout, x, backward=backward).bytes
+    if op == "swr":
+        return cost.swr(layout, cost.Sequences(B, length, HEADS * 16, itemsize=4), backward=backward).bytes
     x = cost.Sequences(B, length, D, itemsize=4)
     if op == "li":
         return cost.li(strategy, layout, x, MODES, 3, backward=backward).bytes

@@ -12,7 +12,7 @@ from stripedhyena2.initialization import new_model, prepare_for_training
 from stripedhyena2.parallel import KINDS, ContextParallel, Strategies, parallelize
 
 CONFIG = Config(
-    layout="SDH*", d_model=32, n_heads=8, d_mlp=48, se_groups=8, mr_groups=8, vocab_size=256, rotary_scale=2.0
+    layout="SDH*P", d_model=32, n_heads=8, d_mlp=48, se_groups=8, mr_groups=8, vocab_size=256, rotary_scale=2.0
 )
 PAD = 255
 STRATEGIES = [
@@ -112,8 +112,11 @@ def refused(strategies, config):
     [
         ({"n_heads": 2}, Strategies(attention="a2a"), "2 heads to 4 ranks, which is not even; use 1, 2 ranks"),
         ({"se_groups": 2}, Strategies(fir="a2a"), "2 groups of filters to 4 ranks"),
-        ({"d_model": 6, "n_heads": 1, "se_groups": 2, "mr_groups": 2}, Strategies(li="a2a"), "6 channels to 4 ranks"),
-        ({"layout": "SDHP"}, Strategies(), "Phalanx layers"),
+        (
+            {"layout": "H", "d_model": 6, "n_heads": 1, "se_groups": 2, "mr_groups": 2},
+            Strategies(li="a2a"),
+            "6 channels to 4 ranks",
+        ),
     ],
 )
 def test_what_does_not_divide_is_said_before_anything_runs(processes, fields, strategies, message):

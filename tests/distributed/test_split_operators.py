@@ -22,8 +22,13 @@ def on_ranks(op, strategy, kind, length, dtype, past):
     weight = layout.take(weight_of(op, length, dtype))
     operators = SplitOperators(shards, strategies_of(op, strategy))
     y, share, gradients = with_gradients(operators, op, split, filters, before, weight)
-    state = [share.whole(shards, None).kv] if op == "attention" else [part.whole(shards, None) for part in share]
-    return {"y": y, "gradients": gradients, "state": state}
+    return {"y": y, "gradients": gradients, "state": whole_state(op, share, shards)}
+
+
+def whole_state(op, share, shards):
+    if op == "attention":
+        return [share.whole(shards, None).kv]
+    return list(share.whole(shards, None)) if op == "swr" else [part.whole(shards, None) for part in share]
 
 
 def close(got, want, tolerance):

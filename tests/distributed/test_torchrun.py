@@ -10,7 +10,8 @@ from test_whole_sequences import sequence
 
 from evo2cli.app import main
 from evo2cli.errors import UsageError
-from evo2cli.processes import together
+from evo2cli.processes import Split, together
+from stripedhyena2 import preset
 
 
 def torchrun(n, *args):
@@ -33,7 +34,8 @@ def test_score_is_the_same_over_two_processes(tmp_path, capfdbinary):
     alone, split = tmp_path / "alone.bedgraph", tmp_path / "split.bedgraph"
     main(["score", str(fasta), "--device", "cpu", "--per-position", str(alone)])
     table = capfdbinary.readouterr().out
-    done = torchrun(2, "score", fasta, "--device", "cpu", "--cp", 2, "--per-position", split)
+    ways = ["--cp-layout", "contiguous", "--cp-fir", "a2a", "--cp-li", "p2p-fft", "--cp-attention", "a2a"]
+    done = torchrun(2, "score", fasta, "--device", "cpu", "--cp", 2, *ways, "--per-position", split)
     assert done.returncode == 0, done.stderr
     assert done.stdout == table
     assert len(values(alone)) == 3004
@@ -72,6 +74,11 @@ def test_variants_score_the_same_over_four_processes(tmp_path, options):
             assert a == b or float(a) == pytest.approx(float(b), abs=1e-5)
 
 
+def test_an_unknown_strategy_is_said_with_those_there_are():
+    with pytest.raises(UsageError, match="unknown strategy 'a2b' of fir; choose one of p2p-overlap, p2p"):
+        Split(fir="a2b").context(None, preset("prok-mini"))
+
+
 @pytest.mark.parametrize(
     ("cp", "world", "reads", "message"),
     [
@@ -84,7 +91,7 @@ def test_wrong_use_is_said_before_anything_runs(monkeypatch, cp, world, reads, m
     if world:
         monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(UsageError, match=message), ExitStack() as stack:
-        stack.enter_context(together(cp, reads))
+        stack.enter_context(together(cp, reads, Split()))
 
 
 DYING = """

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 
 from evo2cli.app import main
@@ -91,6 +92,7 @@ def test_two_processes_train_as_one_does_and_one_goes_on(config, alone, tmp_path
         ((4, "--parallel", "fsdp", "--no-reshard", "--recompute"), (2, "--parallel", "ddp")),
         ((2, "--cp", 2), (4, "--cp", 2)),
         ((4, "--cp", 2, "--parallel", "fsdp"), (1,)),
+        ((4, "--cp", 4, "--cp-li", "a2a"), (2, "--cp", 2, "--cp-layout", "contiguous")),
     ],
 )
 def test_processes_train_as_one_does_and_others_go_on(config, alone, tmp_path, first, second):
@@ -105,6 +107,42 @@ def test_muon_over_sharded_matrices(config, tmp_path):
     assert main(["train", "--config", str(config), "--optimizer", "muon", "--out", str(tmp_path / "alone")]) == 0
     torchrun(2, "train", "--config", config, "--optimizer", "muon", "--parallel", "fsdp", "--out", tmp_path / "run")
     assert_same(tmp_path / "run", tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_long_sequence_over_four_processes_takes_less_than_half_the_memory_of_each(config, tmp_path):
+    long = ["--preset", "prok-mini", "--layout", "SDHSDH*SDH", "--seq-len", "16384", "--batch-size", "1",
+            "--steps", "20", "--save-every", "20"]  # fmt: skip
+    fasta = tmp_path / "long.fa"
+    fasta.write_text(f">a\n{''.join(np.random.default_rng(0).choice(list('ACGT'), 40000))}\n")
+    data = ["--config", config, "--fasta", fasta, "--hold-out", "none*"]
+    alone, four = tmp_path / "alone", tmp_path / "four"
+    torchrun(1, "train", *data, *long, "--out", alone)
+    torchrun(4, "train", *data, *long, "--out", four, "--cp", 4)
+    one, many = ([json.loads(x) for x in (d / "log.jsonl").read_text().splitlines()] for d in (alone, four))
+    losses = [[x["loss"] for x in lines if "loss" in x] for lines in (one, many)]
+    assert len(losses[0]) == 20
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    memory = [max(x.get("memory", 0) for x in lines) for lines in (one, many)]
+    assert memory[1] < 0.45 * memory[0]
+
+
+def test_a_lost_process_ends_the_run_and_is_named(config, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "evo2cli"]
+    arguments = ["train", "--config", config, "--steps", "100000", "--cp", "2", "--out", tmp_path / "run"]
+    with subprocess.Popen(list(map(str, [*command, *arguments])), stderr=subprocess.PIPE, text=True) as process:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if "step 3 " in line:
+                victim = next(p for p in psutil.Process(process.pid).children() if p.environ()["RANK"] == "1")
+                victim.kill()
+                break
+        said += process.stderr.readlines()
+        assert process.wait(timeout=120) != 0
+    assert any("process 1 of 2 is gone" in line for line in said), said
+    assert f"evo2 train --resume {tmp_path / 'run'}" in "".join(said)
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "4", "--device", "cpu"]) == 0
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ from torch import Tensor
 
 BLOCK = 16
 """Tokens of a block; also the width of a head."""
+REACH = 2 * BLOCK - 1
+"""How many tokens decide an output, or the state after them, whatever came before: a block and most of another."""
 
 
 class SWRState(NamedTuple):

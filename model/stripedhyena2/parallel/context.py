@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from hyena_kernels.swr.state import REACH
 from stripedhyena2.backbone import StripedHyena2
 from stripedhyena2.config import Config
 from stripedhyena2.mixers import Attention, Hyena
@@ -20,6 +21,7 @@ from stripedhyena2.parallel.layout import Layout
 from stripedhyena2.parallel.operators import SplitOperators, Strategies
 from stripedhyena2.parallel.shards import Shards
 from stripedhyena2.parallel.shares import whole
+from stripedhyena2.phalanx import Phalanx
 from stripedhyena2.state import ModelState
 
 
@@ -120,12 +122,14 @@ def install(model: StripedHyena2, operators: Operators) -> None:
         mixer.operators = operators
 
 
-def _mixers(model: StripedHyena2) -> Iterator[Hyena | Attention]:
-    return (module for module in model.modules() if isinstance(module, (Hyena, Attention)))
+def _mixers(model: StripedHyena2) -> Iterator[Hyena | Attention | Phalanx]:
+    return (module for module in model.modules() if isinstance(module, (Hyena, Attention, Phalanx)))
 
 
 def _reaches(config: Config) -> Iterator[int]:
-    """How far back the filters of each layer reach: the least that a shard must hold."""
+    """How far back the operators of each layer reach: the least that a shard must hold."""
+    if "P" in config.layout:
+        yield REACH
     taps = {"S": config.se_len, "D": config.mr_len, "H": 1}
     for letter in set(config.layout) & set(taps):
         yield max(config.featurizer_len - 1 + taps[letter] - 1, 1)
@@ -133,8 +137,6 @@ def _reaches(config: Config) -> Iterator[int]:
 
 def _check(config: Config, layout: Layout, strategies: Strategies) -> None:
     size, letters = layout.size, set(config.layout)
-    if "P" in letters and size > 1:
-        raise ValueError("Phalanx layers (P) cannot be split over ranks; use a model without them")
     if strategies.fir.startswith("a2a"):
         for letter, groups in (("S", config.se_groups), ("D", config.mr_groups)):
             if letter in letters:

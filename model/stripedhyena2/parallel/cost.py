@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from hyena_kernels.swr.state import BLOCK
 from stripedhyena2.parallel.layout import Layout
 from stripedhyena2.parallel.ring import Route
 
@@ -57,6 +58,11 @@ def li(strategy: str, layout: Layout, x: Sequences, N: int, W: int, *, backward:
         for rows in (x.B, 1, x.B):  # inputs, filters and outputs; backward, the gradients of each
             cost += _butterflies(layout, rows * (x.L // layout.n_shards) * x.D * 2 * x.acc)
     return cost
+
+
+def swr(layout: Layout, x: Sequences, *, backward: bool = False) -> Cost:
+    """The sliding window recurrence of a Phalanx layer: two vectors and a number of each of its D / 16 heads."""
+    return _shift(layout, x.B * (x.D // BLOCK) * (2 * BLOCK + 1) * x.acc, 1, backward)
 
 
 def attention(strategy: str, layout: Layout, x: Sequences, *, backward: bool = False) -> Cost:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyena_kernels import CoreState
+from hyena_kernels import CoreState, SWRState
 from stripedhyena2.operators import Operators
-from stripedhyena2.parallel import attention, fir, modal
+from stripedhyena2.parallel import attention, fir, modal, recurrence
 from stripedhyena2.parallel.shards import Shards
 from stripedhyena2.state import AttentionState
 
@@ -67,6 +67,9 @@ class SplitOperators(Operators):
         state: CoreState | None = None,
     ) -> tuple[Tensor, Any]:
         return modal.modal_core(self.strategies.li, self.shards, u, w, log_poles, residues, skip, bias, state)
+
+    def swr(self, a: Tensor, u: Tensor, state: SWRState | None = None) -> tuple[Tensor, Any]:  # type: ignore[override]
+        return recurrence.split_swr(self.shards, a, u, state)
 
     def positions(self, first: int, length: int, device: torch.device) -> Tensor:
         return first + self.shards.layout.positions(length, device)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hyena_kernels import SWRState
 from stripedhyena2.parallel.shards import Shards
-from stripedhyena2.state import AttentionState, HyenaState, LayerState
+from stripedhyena2.state import AttentionState, HyenaState, LayerState, PhalanxState
 
 
 @dataclass
@@ -34,6 +35,20 @@ class Channels:
 
 
 @dataclass
+class Recurrence:
+    """The parts of a sliding window recurrence's state; its place in a block is known on all ranks."""
+
+    value: Last
+    product: Last
+    before: Last
+    done: Tensor
+
+    def whole(self, shards: Shards, to: int | None) -> SWRState:
+        value, product, before = (part.whole(shards, to) for part in (self.value, self.product, self.before))
+        return SWRState(value, product, before, self.done)
+
+
+@dataclass
 class KeysValues:
     """Keys and values (B, n * S, 2, heads, head size) of this rank's tokens, and the whole state before them."""
 
@@ -52,6 +67,8 @@ def whole(share: LayerState | None, shards: Shards, to: int | None) -> LayerStat
         return None
     if isinstance(share, KeysValues):
         return share.whole(shards, to)
+    if isinstance(share, PhalanxState):
+        return PhalanxState(share.swr.whole(shards, to))  # type: ignore[attr-defined]
     assert isinstance(share, HyenaState)
     featurizer, conv = share.core
     return HyenaState((featurizer.whole(shards, to), conv.whole(shards, to)))  # type: ignore[attr-defined]
