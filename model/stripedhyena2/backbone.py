@@ -69,7 +69,8 @@ class StripedHyena2(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        # without values: drawing them on the meta device would import torch.compile's machinery, which takes seconds
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.d_model), freeze=False)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.eps)
         self.unembedding = None if config.tie_embeddings else Linear(config.d_model, config.vocab_size, bias=False)

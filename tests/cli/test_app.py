@@ -31,6 +31,19 @@ def test_help_and_version_load_nothing_heavy():
     assert "score-variants" in done.stdout
 
 
+def test_a_model_is_run_without_the_compiler(tmp_path):
+    (tmp_path / "x.fa").write_text(">x\nACGT\n")
+    program = (
+        "import sys; from evo2cli.app import main; codes = main(['model', 'info', 'prok-mini']), "
+        "main(['score', sys.argv[1], '--device', 'cpu']); "
+        "heavy = {'torch._dynamo', 'sympy', 'pandas', 'matplotlib'} & set(sys.modules); "
+        "sys.exit(f'{codes} {heavy}' if heavy or any(codes) else 0)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "x.fa")]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_version(evo2):
     result = evo2("--version")
     assert (result.code, result.out) == (0, f"evo2 {__version__}\n".encode())
