@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from evo2cli.generation import prefill
-from evo2cli.speed import bandwidth, measure, random_model, seconds
+from evo2cli.speed import bandwidth, measure, random_model
+from evo2cli.timing import seconds
 from stripedhyena2.attention import causal_attention
 from stripedhyena2.linear import Linear, packed
 

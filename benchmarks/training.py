@@ -10,10 +10,10 @@ import argparse
 import json
 import platform
 import statistics
-import time
 
 import torch
 
+from evo2cli.timing import timed
 from evo2cli.training.evaluation import next_base_loss
 from evo2cli.training.optimization import OPTIMIZERS, optimizers
 from evo2cli.training.run import recompute_blocks
@@ -21,15 +21,6 @@ from evo2cli.training.utilization import memory_in_use, peak_flops
 from stripedhyena2 import preset
 from stripedhyena2.flops import flops_per_token, training_flops
 from stripedhyena2.initialization import new_model, prepare_for_training
-
-
-def timed(call, device: str) -> float:
-    """Wall-clock seconds of a call."""
-    start = time.perf_counter()
-    call()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main() -> None:

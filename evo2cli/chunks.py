@@ -5,7 +5,8 @@ from __future__ import annotations
 import psutil
 import torch
 
-from stripedhyena2 import Config, StripedHyena2
+from evo2cli.memory import working_bytes
+from stripedhyena2 import StripedHyena2
 
 MOST = {"cpu": 4096, "cuda": 16384}
 LEAST = 64
@@ -18,13 +19,8 @@ def chunk_length(model: StripedHyena2, rows: int = 1) -> int:
     """
     device, c = model.embedding.weight.device, model.config
     most = MOST.get(device.type, MOST["cpu"])
-    room = min(free_memory(device) // (4 * activation_bytes(c)), most) // max(rows, 1)
+    room = min(free_memory(device) // (4 * working_bytes(c, torch.float32, 1)), most) // max(rows, 1)
     return max(1 << max(room.bit_length() - 1, 0), LEAST)
-
-
-def activation_bytes(c: Config) -> int:
-    """About what the widest part of a forward pass holds of each token, in float32: a mixer, an MLP, or the logits."""
-    return 4 * max(16 * c.d_model, 3 * c.d_mlp + 3 * c.d_model, 4 * c.vocab_size)
 
 
 def free_memory(device: torch.device) -> int:

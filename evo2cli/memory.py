@@ -74,7 +74,8 @@ def state_bytes(model: StripedHyena2, dtype: torch.dtype, batch: int, length: in
 
 
 def working_bytes(config: Config, dtype: torch.dtype, tokens: int) -> int:
-    """About what a forward pass over so many tokens holds beside weights and states."""
+    """About what a forward pass over so many tokens holds beside weights and states, in its widest part: a mixer, an
+    MLP, or the logits and their softmax in float32."""
     c = config
-    mlp, mixer = 3 * c.d_mlp + 3 * c.d_model, 10 * c.d_model
-    return tokens * (max(mlp, mixer) * dtype.itemsize + c.vocab_size * (dtype.itemsize + 4))
+    mixer, mlp, logits = 16 * c.d_model, 3 * c.d_mlp + 3 * c.d_model, 4 * c.vocab_size
+    return tokens * max(max(mixer, mlp) * dtype.itemsize, logits * 4)

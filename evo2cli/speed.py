@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from evo2cli.errors import UserError
 from evo2cli.generation import generate
 from evo2cli.memory import skeleton
 from evo2cli.sampling import Sampler
+from evo2cli.timing import seconds
 from stripedhyena2 import StripedHyena2, preset
 from stripedhyena2.checkpoints import parameter_dtype
 from stripedhyena2.initialization import new_model
@@ -54,18 +54,6 @@ def random_model(name: str, dtype: torch.dtype, device: torch.device | str) -> S
     for parameter_name, p in model.named_parameters():
         p.data = p.data.to(device, parameter_dtype(parameter_name, dtype))
     return model
-
-
-def seconds(run: Callable[[], object], repeats: int, device: torch.device | str) -> float:
-    """Median wall-clock seconds of a call, after a warm-up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
 
 
 def bandwidth(device: torch.device | str) -> float:

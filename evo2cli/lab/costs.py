@@ -4,14 +4,14 @@ that is busy now and then is busy for all of them."""
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from evo2cli.lab.loop import Learner
+from evo2cli.timing import timed
 from stripedhyena2 import StripedHyena2
 
 ROUNDS = 5
@@ -26,18 +26,6 @@ class Costs:
     training_megabytes: float
     decode_tokens_per_second: float
     state_megabytes: float
-
-
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    wait()
-    start = time.perf_counter()
-    run()
-    wait()
-    return time.perf_counter() - start
 
 
 def training_bytes(learner: Learner) -> int:
@@ -74,7 +62,7 @@ def decode(model: StripedHyena2, prompt: Tensor) -> tuple[float, int]:
         for i in range(DECODED):
             _, current = model.extend(prompt[:, i % prompt.shape[1], None], current)
 
-    return seconds(run, prompt.device) / DECODED, nbytes
+    return timed(run, prompt.device) / DECODED, nbytes
 
 
 def measure(learners: Iterable[Learner], context: int) -> list[Costs]:
@@ -91,7 +79,7 @@ def measure(learners: Iterable[Learner], context: int) -> list[Costs]:
     for _ in range(ROUNDS):
         for i, learner in enumerate(learners):
             learner.model.train()
-            steps[i].append(seconds(learner.one_step, device))
+            steps[i].append(timed(learner.one_step, device))
             assert isinstance(learner.model, StripedHyena2)
             per_token, states[i] = decode(learner.model.eval(), prompt)
             tokens[i].append(per_token)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
+
+from evo2cli.timing import timed
 
 _DENSE_BF16 = {
     "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12,
@@ -26,14 +26,7 @@ def peak_flops(device: torch.device, precision: torch.dtype) -> float:
 def _measured(device: torch.device, precision: torch.dtype) -> float:
     n = 4096 if device.type == "cuda" else 768
     a = torch.randn(n, n, device=device, dtype=precision)
-    best = float("inf")
-    for _ in range(4):
-        _finish(device)
-        start = time.perf_counter()
-        torch.mm(a, a)
-        _finish(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
+    return 2 * n**3 / min(timed(lambda: torch.mm(a, a), device) for _ in range(4))
 
 
 def memory_in_use(device: torch.device) -> int:
@@ -45,8 +38,3 @@ def memory_in_use(device: torch.device) -> int:
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

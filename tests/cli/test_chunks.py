@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evo2cli import chunks
+from evo2cli.memory import working_bytes
 from stripedhyena2 import Config
 from stripedhyena2.initialization import new_model
 
@@ -21,10 +22,10 @@ def test_it_fits_into_free_memory_and_never_vanishes(free, rows):
         patch.setattr(chunks, "free_memory", lambda device: free)
         n = chunks.chunk_length(MODEL, rows)
     assert n == 1 << (n.bit_length() - 1)
-    assert n == chunks.LEAST or rows * n * chunks.activation_bytes(CONFIG) <= free / 4
+    assert n == chunks.LEAST or rows * n * working_bytes(CONFIG, torch.float32, 1) <= free / 4
     assert chunks.LEAST <= n <= chunks.MOST["cpu"]
     if n not in (chunks.LEAST, chunks.MOST["cpu"]):  # and it is not needlessly small
-        assert rows * 2 * n > min(free // (4 * chunks.activation_bytes(CONFIG)), chunks.MOST["cpu"]) - rows
+        assert rows * 2 * n > min(free // (4 * working_bytes(CONFIG, torch.float32, 1)), chunks.MOST["cpu"]) - rows
 
 
 def test_this_machine_has_memory():
