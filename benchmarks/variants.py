@@ -29,8 +29,8 @@ from evo2cli.io.streams import Input
 from evo2cli.io.vcf import read_vcf
 from evo2cli.likelihood import log_likelihoods
 from evo2cli.models import open_model
-from evo2cli.scoring import Scorer, Settings, chunks, score_variants
-from evo2cli.variants import Variant, Windows
+from evo2cli.variants.scoring import Scorer, Settings, chunks, score_variants
+from evo2cli.variants.variant import Variant, Windows
 
 PHIX174 = Path(__file__).parents[1] / "examples" / "phix174"
 GENE = 1000

@@ -33,7 +33,7 @@ from evo2cli.errors import UsageError
 from evo2cli.messages import log, progress_bar, set_level
 
 if TYPE_CHECKING:
-    from evo2cli.scoring import Settings
+    from evo2cli.variants.scoring import Settings
 
 
 class Format(StrEnum):
@@ -183,8 +183,6 @@ def score_variants(
     import pysam
     import torch
 
-    from evo2cli import annotation
-    from evo2cli.assembly import check_lengths, check_statuses
     from evo2cli.io.fasta import open_reference
     from evo2cli.models import open_model
     from evo2cli.plotting.genes import read_genes
@@ -193,12 +191,14 @@ def score_variants(
     from evo2cli.plotting.points import Points, classifier
     from evo2cli.processes import ALONE, Split, together, written_once
     from evo2cli.provenance import provenance, source_of
-    from evo2cli.scoring import Scorer, Settings, default_batch_tokens, default_window
-    from evo2cli.scoring_run import Run, Scored
-    from evo2cli.sharding import Ranks, Shard
-    from evo2cli.sinks import open_sink
-    from evo2cli.variant_source import VariantSource
-    from evo2cli.variants import Windows
+    from evo2cli.variants import annotation
+    from evo2cli.variants.assembly import check_lengths, check_statuses
+    from evo2cli.variants.run import Run, Scored
+    from evo2cli.variants.scoring import Scorer, Settings, default_batch_tokens, default_window
+    from evo2cli.variants.sharding import Ranks, Shard
+    from evo2cli.variants.sinks import open_sink
+    from evo2cli.variants.source import VariantSource
+    from evo2cli.variants.variant import Windows
 
     pysam.set_verbosity(0)  # what matters of htslib's messages is said in ours
     if threads:

@@ -21,7 +21,7 @@ import pysam
 from evo2cli.errors import UserError
 from evo2cli.io.regions import Regions
 from evo2cli.io.streams import Input, readable
-from evo2cli.variants import Variant
+from evo2cli.variants.variant import Variant
 
 log = logging.getLogger("evo2")
 

@@ -10,7 +10,7 @@ from evo2cli.io.fasta import Reference
 from evo2cli.io.regions import parse_region, read_regions
 from evo2cli.io.streams import Input
 from evo2cli.io.vcf import read_vcf, within
-from evo2cli.saturation import all_snvs
+from evo2cli.variants.saturation import all_snvs
 
 LENGTHS = {"c1": len(CONTIG), "HLA:01:02": 50, "chr2": 40, "n": 4}
 SEQUENCES = {"c1": CONTIG, "HLA:01:02": "A" * 50, "chr2": "C" * 40, "n": "ANRT"}

@@ -15,7 +15,7 @@ from fake_model import CONTIG, FakeModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evo2cli import scoring
+from evo2cli.variants import scoring
 from stripedhyena2 import Config, save_model
 from stripedhyena2.initialization import new_model
 

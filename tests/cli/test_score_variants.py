@@ -12,8 +12,8 @@ from fake_model import CONTIG, FakeModel
 from pysam import bcftools
 
 from evo2cli.io.fasta import open_reference
-from evo2cli.scoring import score_variants
-from evo2cli.variants import Variant
+from evo2cli.variants.scoring import score_variants
+from evo2cli.variants.variant import Variant
 
 COLUMNS = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
 OURS = re.compile(r";?EVO2_[A-Z_]+=[^;\t\n]*")

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evo2cli.errors import UsageError
-from evo2cli.sharding import Shard
+from evo2cli.variants.sharding import Shard
 
 
 @given(st.integers(0, 500), st.integers(1, 40), st.integers(1, 12), st.integers(1, 4))

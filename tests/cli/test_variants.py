@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evo2cli.io.fasta import open_reference
-from evo2cli.variants import Site, Status, Variant, Windows, place
+from evo2cli.variants.variant import Site, Status, Variant, Windows, place
 
 N = len(CONTIG)
 WINDOW = 16

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from evo2cli.likelihood import log_likelihoods
-from evo2cli.tiles import ReferencePass, continued, read_reference, run_tokens
-from evo2cli.variants import Placement, Site, Status, Variant, Windows, place
+from evo2cli.variants.tiles import ReferencePass, continued, read_reference, run_tokens
+from evo2cli.variants.variant import Placement, Site, Status, Variant, Windows, place
 
 if TYPE_CHECKING:
     from evo2cli.io.fasta import Reference

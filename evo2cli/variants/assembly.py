@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from evo2cli.io.fasta import Reference
 from evo2cli.io.vcf import VcfReader
-from evo2cli.variants import Status
+from evo2cli.variants.variant import Status
 
 log = logging.getLogger("evo2")
 

@@ -9,7 +9,7 @@ from evo2cli.io.fasta import Reference
 from evo2cli.io.regions import read_regions
 from evo2cli.io.streams import Input
 from evo2cli.io.vcf import VcfReader, read_vcf, within
-from evo2cli.saturation import all_snvs
+from evo2cli.variants.saturation import all_snvs
 
 log = logging.getLogger("evo2")
 

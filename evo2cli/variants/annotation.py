@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Any, BinaryIO
 
 from evo2cli.io.vcf import VcfReader, VcfRecord
-from evo2cli.scoring import Score
-from evo2cli.variants import Status
+from evo2cli.variants.scoring import Score
+from evo2cli.variants.variant import Status
 
 log = logging.getLogger("evo2")
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from evo2cli.annotation import Layout
 from evo2cli.errors import UserError
 from evo2cli.io.fasta import Reference
 from evo2cli.io.vcf import VcfRecord
-from evo2cli.overlap import ahead, behind
-from evo2cli.scoring import Placed, Score, Scorer, Work, chunks
-from evo2cli.variants import Status
+from evo2cli.variants.annotation import Layout
+from evo2cli.variants.overlap import ahead, behind
+from evo2cli.variants.scoring import Placed, Score, Scorer, Work, chunks
+from evo2cli.variants.variant import Status
 
 if TYPE_CHECKING:
-    from evo2cli.sinks import Sink
+    from evo2cli.variants.sinks import Sink
 
 Scored = list[tuple[VcfRecord, Score]]
 

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from evo2cli.annotation import Layout
 from evo2cli.io.bcf import write_bcf
 from evo2cli.io.drafts import Draft
 from evo2cli.io.outputs import copy_vcf, open_output, replacing, warn_of_no_index
 from evo2cli.io.parquet import write_parquet
-from evo2cli.scoring_run import Tally
-from evo2cli.sharding import Ranks
+from evo2cli.variants.annotation import Layout
+from evo2cli.variants.run import Tally
+from evo2cli.variants.sharding import Ranks
 
 
 class Sink(Protocol):
