@@ -1,13 +1,14 @@
 """Beginning from a checkpoint: whole weights, adapters, or a longer context, with or without the optimizer's state."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from evo2cli.app import main
 from evo2cli.training.checkpoints import training_state
-from stripedhyena2 import load_model, save_model
+from stripedhyena2 import load_model
 from stripedhyena2.lora import load_adapter
 
 
@@ -18,6 +19,7 @@ def base(settings, start, tmp_path):
     return tmp_path / "base" / "last"
 
 
+PUBLISHED = Path(__file__).parents[1] / "conformance" / "data"
 IDS = torch.randint(65, 85, (1, 50), generator=torch.Generator().manual_seed(0))
 
 
@@ -38,10 +40,17 @@ def test_a_run_begins_with_the_weights_it_is_given(base, fasta, tmp_path):
     assert logged(tmp_path / "tuned")[0] < logged(tmp_path / "base")[0] - 1
 
 
-def test_a_published_file_is_a_beginning(base, fasta, tmp_path):
-    save_model(load_model(base), tmp_path / "copy")
-    options = ("--seq-len", 32, "--steps", 1, "--batch-size", 2)
-    assert evo2("--fasta", fasta, "--init-from", tmp_path / "copy", "--out", tmp_path / "tuned", *options) == 0
+@pytest.mark.parametrize("name", ["sdh-attn-d64", "evo2-like-d96"])
+def test_a_published_file_is_a_beginning(fasta, tmp_path, name):
+    published = PUBLISHED / f"{name}.pt"
+    options = ("--seq-len", 32, "--steps", 1, "--batch-size", 2, "--warmup", 0, "--lr", 1e-9)
+    source = ("--init-from", published, "--init-config", published.with_suffix(".yml"))
+    assert evo2("--fasta", fasta, *source, "--out", tmp_path / "tuned", *options) == 0
+    before = load_model(published, config=published.with_suffix(".yml"))
+    assert torch.allclose(before(IDS), load_model(tmp_path / "tuned" / "last")(IDS), atol=1e-3)
+
+
+def test_a_beginning_brings_its_shape(base, fasta, tmp_path):
     assert evo2("--fasta", fasta, "--init-from", base, "--preset", "50m", "--out", tmp_path / "x") == 2
 
 
