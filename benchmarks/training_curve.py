@@ -32,7 +32,7 @@ def plot(run: Path, picture: Path) -> None:
     for name, color in zip(valid.columns, ("#0072b2", "#d55e00", "#009e73"), strict=False):
         label = f"held out: {name.removesuffix('.fna.gz')}"
         axes.plot(valid.index * millions, valid[name], "o-", color=color, ms=4, lw=1.6, label=label)
-    axes.set(xlabel="million bases seen", ylabel="bits per base", ylim=(1.84, 2.0), xlim=(0, None))
+    axes.set(xlabel="million bases seen", ylabel="bits per base", ylim=(smooth.min() - 0.01, 2.0), xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(picture, dpi=150)

@@ -50,8 +50,8 @@ def poison(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
 
 
-def relative_error(y, ref):
-    return float((y.detach().double().cpu() - ref.detach().cpu()).norm() / ref.detach().norm().cpu().clamp_min(1e-300))
+def relative_error(y, ref, least=1e-300):
+    return float((y.detach().double().cpu() - ref.detach().cpu()).norm() / ref.detach().norm().cpu().clamp_min(least))
 
 
 def leaf(x, dtype):
@@ -74,7 +74,8 @@ def compare(fast, exact, inputs, dtype):
         [ref for _, ref, _ in pairs], [truth[n] for n in leaves], [g.double() for _, _, g in pairs], allow_unused=True
     )
     for name, grad, ref in zip(leaves, grads, exact_grads, strict=True):
-        assert relative_error(grad, ref) < TOLERANCE[dtype], f"gradient of {name}"
+        # the gradient of a filter of one tap is one sum of numbers of about one, which may nearly cancel
+        assert relative_error(grad, ref, ref.numel() ** 0.5) < TOLERANCE[dtype], f"gradient of {name}"
 
 
 def fir_inputs(B, L, D, G, K, with_state=True, skip=True):
