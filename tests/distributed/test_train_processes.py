@@ -112,10 +112,11 @@ def test_muon_over_sharded_matrices(config, tmp_path):
 @pytest.mark.slow
 def test_a_long_sequence_over_four_processes_takes_less_than_half_the_memory_of_each(config, tmp_path):
     long = ["--preset", "prok-mini", "--layout", "SDHSDH*SDH", "--seq-len", "16384", "--batch-size", "1",
-            "--steps", "20", "--save-every", "20"]  # fmt: skip
+            "--steps", "20", "--save-every", "20", "--valid-every", "20", "--valid-windows", "1"]  # fmt: skip
     fasta = tmp_path / "long.fa"
-    fasta.write_text(f">a\n{''.join(np.random.default_rng(0).choice(list('ACGT'), 40000))}\n")
-    data = ["--config", config, "--fasta", fasta, "--hold-out", "none*"]
+    bases = "".join(np.random.default_rng(0).choice(list("ACGT"), 60000))
+    fasta.write_text(f">a\n{bases[:40000]}\n>held\n{bases[40000:]}\n")
+    data = ["--config", config, "--fasta", fasta]
     alone, four = tmp_path / "alone", tmp_path / "four"
     torchrun(1, "train", *data, *long, "--out", alone)
     torchrun(4, "train", *data, *long, "--out", four, "--cp", 4)

@@ -59,18 +59,14 @@ def leaf(x, dtype):
 
 
 def compare(fast, exact, inputs, dtype):
-    """Outputs and gradients of `fast` in `dtype` and `exact` in float64, at the same inputs and output gradients.
-
-    In a few numbers of bfloat16 the roundings of the gates, of their product and of the output do not average out.
-    """
-    tolerance = 1.5e-2 if dtype == torch.bfloat16 and inputs["x"].shape[1] < 10 else TOLERANCE[dtype]
+    """Outputs and gradients of `fast` in `dtype` and `exact` in float64, at the same inputs and output gradients."""
     given = {name: leaf(x, dtype if name in ("x", "state", "past") else torch.float32) for name, x in inputs.items()}
     truth = {name: None if x is None else x.detach().double().requires_grad_() for name, x in given.items()}
     outputs, expected = fast(**given), exact(**truth)
     for y, ref in zip(outputs, expected, strict=True):
         assert y.shape == ref.shape
         assert y.dtype == dtype
-        assert relative_error(y, ref) < tolerance
+        assert relative_error(y, ref) < TOLERANCE[dtype]
     pairs = [(y, ref, torch.randn_like(y)) for y, ref in zip(outputs, expected, strict=True) if y.requires_grad]
     leaves = [name for name, x in given.items() if x is not None and x.numel() > 0]
     grads = torch.autograd.grad([y for y, _, _ in pairs], [given[n] for n in leaves], [g for _, _, g in pairs])
@@ -78,8 +74,9 @@ def compare(fast, exact, inputs, dtype):
         [ref for _, ref, _ in pairs], [truth[n] for n in leaves], [g.double() for _, _, g in pairs], allow_unused=True
     )
     for name, grad, ref in zip(leaves, grads, exact_grads, strict=True):
-        # the gradient of a filter of one tap is one sum of numbers of about one, which may nearly cancel
-        assert relative_error(grad, ref, ref.numel() ** 0.5) < tolerance, f"gradient of {name}"
+        # a single filter of one tap has one number for a gradient, a sum that nearly cancels and averages with no other
+        least, slack = (1.0, 3) if ref.numel() == 1 else (1e-300, 1)
+        assert relative_error(grad, ref, least) < slack * TOLERANCE[dtype], f"gradient of {name}"
 
 
 def fir_inputs(B, L, D, G, K, with_state=True, skip=True):
