@@ -12,10 +12,12 @@ import platform
 import torch
 import torch.nn.functional as F
 
+from evo2cli.decoding import recorder
 from evo2cli.generation import prefill
 from evo2cli.speed import bandwidth, measure, random_model
 from evo2cli.timing import seconds
 from stripedhyena2.attention import causal_attention
+from stripedhyena2.fixed import FixedStep
 from stripedhyena2.linear import Linear, packed
 
 
@@ -48,6 +50,10 @@ def parts(model: torch.nn.Module, batch: int, prompt: int, device: str) -> dict[
         "hyena cores": cores,
         "attention": lambda: [causal_attention(q, k, v) for k, v in caches],
     }
+    record = recorder(model)
+    if record is not None:
+        fixed = FixedStep(model, state.clone(), 1024)
+        runs["step under a CUDA graph"] = record(fixed)
     with packed(model):
         return {name: 1e3 * seconds(run, 15, device) for name, run in runs.items()}
 

@@ -193,6 +193,7 @@ class Evo2:
         force_prompt_threshold: int | None = None,
         *,
         seed: int | None = None,
+        cuda_graph: bool = True,
     ) -> GenerationOutput:
         """One continuation of each prompt; equal prompts have different ones.
 
@@ -208,6 +209,7 @@ class Evo2:
             verbose: above 0, report each sequence to the logger `evo2`.
             force_prompt_threshold: the most tokens of a prompt that are run at once.
             seed: the same seed gives the same sequences; None takes one from torch's random numbers.
+            cuda_graph: let a GPU decode under a CUDA graph.
         """
         prompts = [encode_tagged(prompt, f"prompt {i}")[0] for i, prompt in enumerate(prompt_seqs)]
         if not all(prompts):
@@ -224,6 +226,7 @@ class Evo2:
             batch_size=_BATCH_SIZE if batched else 1,
             prefill_chunk=force_prompt_threshold,
             keep_logits=True,
+            cuda_graph=cuda_graph,
         )
         drawn = {prompt: deque() for prompt in distinct}  # type: ignore[var-annotated]
         for sample in samples:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from evo2cli.chunks import chunk_length, free_memory
+from evo2cli.decoding import Decoder, Record, recorder
 from evo2cli.io.tokens import EOD
 from evo2cli.prefix import Prefix
 from evo2cli.sampling import Sampler, prompt_key, uniform
@@ -84,6 +85,7 @@ def generate(
     prefill_chunk: int | None = None,
     on_token: Callable[[Sample, int], None] | None = None,
     keep_logits: bool = False,
+    cuda_graph: bool = True,
 ) -> Iterator[Sample]:
     """Samples of every prompt, in the order of the prompts and then of the sample numbers.
 
@@ -96,12 +98,13 @@ def generate(
         stop: a sample ends when it ends in one of these.
         on_token: called with every token as it is drawn, and the sample it belongs to.
         keep_logits: keep every token's logits in its sample.
+        cuda_graph: let a GPU decode under a CUDA graph, where the same rows go on for a while.
     """
     sampler = sampler or Sampler()
     counts = [num_samples] * len(prompts) if isinstance(num_samples, int) else num_samples
     waiting = deque(Sample(i, j) for i, count in enumerate(counts) for j in range(count))
     order = deque(waiting)
-    batch = _Batch(model, prompts, after, prefill_chunk, keep_logits)
+    batch = _Batch(model, prompts, after, prefill_chunk, keep_logits, recorder(model) if cuda_graph else None)
     with _fast_layers(model, n_tokens):
         while order:
             while waiting and len(batch.rows) < batch_size:
@@ -139,13 +142,19 @@ class _Batch:
     """The rows being decoded: their samples, their state, and the logits of their next tokens."""
 
     def __init__(
-        self, model: StripedHyena2, prompts: Sequence[bytes], after: Prefix | None, chunk: int | None, keep_logits: bool
+        self,
+        model: StripedHyena2,
+        prompts: Sequence[bytes],
+        after: Prefix | None,
+        chunk: int | None,
+        keep_logits: bool,
+        record: Record | None,
     ):
         self.model, self.prompts, self.after, self.chunk, self.keep_logits = model, prompts, after, chunk, keep_logits
+        self.decoder = Decoder(model, record)
         before = after.tokens if after else b""
         self.keys = [prompt_key(before + prompt) for prompt in prompts]
         self.rows: list[Sample] = []
-        self.state: ModelState | None = None
         self.logits: Tensor | None = None
         self.last_prefill: tuple[int, Prefix] | None = None
 
@@ -157,10 +166,10 @@ class _Batch:
         _, prefix = self.last_prefill
         logits, state = prefix.logits.expand(len(samples), -1), prefix.state.expand(len(samples))
         if self.rows:
-            assert self.state is not None
+            assert self.decoder.state is not None
             assert self.logits is not None
-            logits, state = torch.cat([self.logits, logits]), ModelState.join([self.state, state])
-        self.rows, self.logits, self.state = self.rows + samples, logits, state
+            logits, state = torch.cat([self.logits, logits]), ModelState.join([self.decoder.state, state])
+        self.rows, self.logits, self.decoder.state = self.rows + samples, logits, state
 
     def draw(self, sampler: Sampler, seed: int, on_token: Callable[[Sample, int], None] | None) -> None:
         """Draw the next token of every row."""
@@ -181,11 +190,9 @@ class _Batch:
         """Run the token that every row drew."""
         if not self.rows:
             return
-        assert self.state is not None
         assert self.logits is not None
         tokens = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self.logits.device)
-        logits, self.state = self.model.extend(tokens, self.state)
-        self.logits = logits[:, 0]
+        self.logits = self.decoder.step(tokens)
 
     def drop_ended(self) -> None:
         keep = [i for i, row in enumerate(self.rows) if row.ended is None]
@@ -193,9 +200,9 @@ class _Batch:
             return
         self.rows = [self.rows[i] for i in keep]
         if not keep:
-            self.state = self.logits = None
+            self.decoder.state = self.logits = None
             return
-        assert self.state is not None
+        assert self.decoder.state is not None
         assert self.logits is not None
         rows = torch.tensor(keep, device=self.logits.device)
-        self.state, self.logits = self.state.select(rows), self.logits.index_select(0, rows)
+        self.decoder.state, self.logits = self.decoder.state.select(rows), self.logits.index_select(0, rows)

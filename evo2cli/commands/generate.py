@@ -70,6 +70,9 @@ def generate(
         int, typer.Option(min=0, max=2**64 - 1, help="A sample depends on seed, prompt and number alone.")
     ] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples drawn at once; changes no sample.")] = 16,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph/--no-cuda-graph", help="Decode under a CUDA graph on a GPU.")
+    ] = True,
     device: Device = "auto",
     dtype: Precision = Dtype.auto,
     fp8: Fp8 = Fp8Mode.auto,
@@ -137,7 +140,8 @@ def generate(
         if live:
             out.write(records[0].tokens)
         options: dict[str, Any] = {"num_samples": num_samples, "sampler": sampler, "seed": seed}
-        options |= {"batch_size": batch_size, "stop": [s.upper().encode() for s in stop or []], "on_token": on_token}
+        options |= {"batch_size": batch_size, "cuda_graph": cuda_graph}
+        options |= {"stop": [s.upper().encode() for s in stop or []], "on_token": on_token}
         for sample in samples_of(net, prompts, n_tokens, after=after, **options):
             out.write(b"\n" if live else _formatted(kind, records[sample.prompt], sample, num_samples))
     seconds = time.perf_counter() - start

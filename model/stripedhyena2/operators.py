@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyena_kernels import hyena_li, hyena_mr, hyena_se, swr
 from stripedhyena2.attention import causal_attention
@@ -37,3 +41,24 @@ class Operators:
 
 
 LOCAL = Operators()
+
+
+def install(model: nn.Module, operators: Operators) -> None:
+    """Let all mixers of a model call these operators."""
+    for mixer in _mixers(model):
+        mixer.operators = operators
+
+
+@contextmanager
+def using(model: nn.Module, operators: Operators) -> Iterator[None]:
+    """While the context is open, all mixers of a model call these operators."""
+    install(model, operators)
+    try:
+        yield
+    finally:
+        for mixer in _mixers(model):
+            del mixer.operators
+
+
+def _mixers(model: nn.Module) -> Iterator[Any]:
+    return (module for module in model.modules() if isinstance(getattr(module, "operators", None), Operators))

@@ -112,6 +112,22 @@ class AttentionState:
         buffer.filled = end
         return AttentionState(buffer, end, self.starts)
 
+    def reserve(self, room: int) -> Tensor:
+        """The keys and values with room for as many positions behind them (B, length + room, 2, heads, head size), to
+        be written in place; zeros until then. What is written belongs to `grown`, unless this state is continued."""
+        end, kv = self.length + room, self.buffer.kv
+        if self.buffer.filled != self.length or kv.shape[1] < end:
+            kv = kv.new_empty(kv.shape[0], end, *kv.shape[2:])
+            kv[:, : self.length] = self.kv
+            self.buffer = _KVBuffer(kv, self.length)
+        kv[:, self.length : end] = 0
+        return kv[:, :end]
+
+    def grown(self, n: int) -> AttentionState:
+        """The state after n more positions, which were written into what `reserve` gave."""
+        self.buffer.filled = self.length + n
+        return AttentionState(self.buffer, self.length + n, self.starts)
+
     def map(self, f: Callable[[Tensor], Tensor]) -> AttentionState:
         return AttentionState.of(f(self.kv), None if self.starts is None else f(self.starts))
 
@@ -173,6 +189,10 @@ class ModelState:
         for parts in zip(*(s.layers for s in states), strict=True):
             layers.append(type(parts[0]).join(list(parts)))  # type: ignore[union-attr, arg-type]
         return ModelState(layers, max(s.position for s in states))
+
+    def rows(self) -> int:
+        """The number of sequences."""
+        return next(t.shape[0] for s in self.layers if s is not None for t in s.tensors().values())
 
     def nbytes(self) -> int:
         return sum(s.nbytes() for s in self.layers if s is not None)

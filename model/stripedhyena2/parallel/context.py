@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
@@ -13,15 +13,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from hyena_kernels.swr.state import REACH
 from stripedhyena2.backbone import StripedHyena2
 from stripedhyena2.config import Config
-from stripedhyena2.mixers import Attention, Hyena
-from stripedhyena2.operators import Operators
+from stripedhyena2.operators import install, using
 from stripedhyena2.parallel.channels import check_groups
 from stripedhyena2.parallel.exchange import Exchange
 from stripedhyena2.parallel.layout import Layout
 from stripedhyena2.parallel.operators import SplitOperators, Strategies
 from stripedhyena2.parallel.shards import Shards
 from stripedhyena2.parallel.shares import whole
-from stripedhyena2.phalanx import Phalanx
 from stripedhyena2.state import ModelState
 
 
@@ -89,15 +87,9 @@ class ContextParallel:
         layers = [whole(layer, self.operators.shards, to) for layer in share.layers]
         return ModelState(layers, before + length)
 
-    @contextmanager
-    def running(self, model: StripedHyena2) -> Iterator[None]:
+    def running(self, model: StripedHyena2) -> AbstractContextManager[None]:
         """While the context is open, the model runs this rank's part of sequences."""
-        install(model, self.operators)
-        try:
-            yield
-        finally:
-            for mixer in _mixers(model):
-                del mixer.operators
+        return using(model, self.operators)
 
 
 def parallelize(
@@ -114,16 +106,6 @@ def parallelize(
     context = ContextParallel(mesh, model.config, layout=layout, strategies=strategies)
     install(model, context.operators)
     return context
-
-
-def install(model: StripedHyena2, operators: Operators) -> None:
-    """Let all mixers of a model call these operators."""
-    for mixer in _mixers(model):
-        mixer.operators = operators
-
-
-def _mixers(model: StripedHyena2) -> Iterator[Hyena | Attention | Phalanx]:
-    return (module for module in model.modules() if isinstance(module, (Hyena, Attention, Phalanx)))
 
 
 def _reaches(config: Config) -> Iterator[int]:

@@ -1,0 +1,130 @@
+"""Rows that grow a token at a time: from state to state, or on a GPU under a CUDA graph.
+
+A token of a large model takes several hundred kernels, each of which takes longer to launch than to run. A graph
+launches them at once. Recording it takes as long as several tokens do, so that it pays once the same rows have gone on
+for a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from evo2cli.messages import log
+from stripedhyena2 import ModelState, StripedHyena2
+from stripedhyena2.fixed import FixedStep
+
+STEADY_TOKENS = 8
+"""A graph is recorded when the same rows have taken so many tokens without one."""
+LEAST_ROOM = 1024
+"""Tokens that a graph serves, or a quarter of those before, if that is more: attention reads all of the room."""
+WARM_UP_RUNS = 2
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""How much a graph's first logits may differ from those without it, as a fraction of the largest."""
+
+Record = Callable[[FixedStep], Callable[[], Tensor]]
+"""What makes a step repeatable: a function that runs it and returns its logits, which the next run may overwrite."""
+
+
+def record_cuda_graph(step: FixedStep) -> Callable[[], Tensor]:
+    """Record a step as a CUDA graph."""
+    device = step.ids.device
+    with torch.cuda.device(device), torch.inference_mode():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP_RUNS):  # so that kernels are compiled and libraries have their memory
+                step.run()
+                step.reset()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = step.run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return logits
+
+    return replay
+
+
+def recorder(model: StripedHyena2) -> Record | None:
+    """How to record this model's steps: CUDA graphs where all of it is on one GPU, None elsewhere."""
+    kinds = {p.device.type for p in model.parameters()}
+    alone = len({p.device for p in model.parameters()}) == 1
+    return record_cuda_graph if alone and kinds == {"cuda"} else None
+
+
+class Decoder:
+    """The rows of a batch.
+
+    Setting `state` puts other rows in their place. A graph is used only after its first logits agreed with those
+    without it; where they do not, or it cannot be recorded, decoding goes on without graphs, with a warning.
+
+    Args:
+        record: None does without graphs.
+    """
+
+    def __init__(self, model: StripedHyena2, record: Record | None = None):
+        self.model, self._record = model, record
+        self.state = None
+
+    @property
+    def state(self) -> ModelState | None:
+        """The state after all tokens so far; None where there are no rows."""
+        if self._step is not None:
+            self.state = self._step.after(self._done)
+        return self._state
+
+    @state.setter
+    def state(self, state: ModelState | None) -> None:
+        self._state, self._waited, self._done = state, 0, 0
+        self._step: FixedStep | None = None
+        self._replay: Callable[[], Tensor] | None = None
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor) -> Tensor:
+        """Logits (B, vocab) of what follows the next tokens ids (B, 1)."""
+        if self._step is not None and self._done == self._step.room:
+            self.state = self._step.after(self._done)
+            self._waited = STEADY_TOKENS
+        if self._step is not None and self._replay is not None:
+            self._done += 1
+            self._step.ids.copy_(ids)
+            return self._replay().clone()
+        assert self._state is not None
+        if self._record is not None and self._waited >= STEADY_TOKENS:
+            return self._begin(self._record, self._state, ids)
+        self._waited += 1
+        logits, self._state = self.model.extend(ids, self._state)
+        return logits[:, 0]
+
+    def _begin(self, record: Record, before: ModelState, ids: Tensor) -> Tensor:
+        """Record a graph, and run its first tokens with it and without."""
+        found = None
+        try:
+            step = FixedStep(self.model, before, max(LEAST_ROOM, before.position // 4))
+            replay = record(step)
+            step.reset()
+            step.ids.copy_(ids)
+            found = replay().clone()
+        except RuntimeError as e:
+            log.warning(f"cannot record a CUDA graph ({str(e).splitlines()[0]}); decoding goes on without")
+        # last, so that the keys and values of this token are these
+        logits, self._state = self.model.extend(ids, before)
+        logits = logits[:, 0]
+        if found is not None and _agree(found, logits, self.model.embedding.weight.dtype):
+            self._step, self._replay, self._done = step, replay, 1
+        else:
+            if found is not None:
+                difference = (found - logits).abs().max().item()
+                log.warning(f"a CUDA graph gave logits off by {difference:.3g}; decoding goes on without. Report this.")
+            self._record = None
+        return logits
+
+
+def _agree(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    largest = expected.abs().amax().clamp_min(1)
+    return bool((found - expected).abs().amax() <= TOLERANCE.get(dtype, 1e-3) * largest)
