@@ -91,13 +91,13 @@ def plain(model, reference: Reference, variants: list[Variant], settings: Settin
 def ratios(args) -> list[dict]:
     model = random_model(args.preset, torch.float32, "cpu")
     clock, window = Clock(args.cpu_time), args.window
-    reference = genome(12 * window)
+    reference = genome((max(args.sites, args.isolated, 8) + 4) * window)
     middle = 3 * window + window // 4
     gene = [middle + GENE * n // IN_GENE for n in range(IN_GENE)]
     spread = gene[:: IN_GENE // args.sample][: args.sample]
     near = gene[IN_GENE // 2 :][: 4 * args.sample]
     scenarios = [
-        ("isolated SNVs", [window * n for n in range(2, 2 + args.sites)], 1, False, None),
+        ("isolated SNVs", [window * n for n in range(2, 2 + args.isolated)], 1, False, None),
         ("all alternates of a site", [window * n for n in range(2, 2 + args.sites)], 3, False, None),
         (f"--tile, {IN_GENE} SNVs in a gene", spread, 1, True, None),
         (f"the same, --right-context {args.right_context}", near, 1, True, args.right_context),
@@ -183,7 +183,8 @@ def main() -> None:
     one.add_argument("--preset", default="50m")
     one.add_argument("--window", type=int, default=8192)
     one.add_argument("--strand", default="both", choices=["both", "+", "-"])
-    one.add_argument("--sites", type=int, default=4)
+    one.add_argument("--sites", type=int, default=60, help="sites of which all alternates are scored")
+    one.add_argument("--isolated", type=int, default=20, help="isolated SNVs")
     one.add_argument("--sample", type=int, default=10)
     one.add_argument("--right-context", type=int, default=1024)
     one.add_argument("--batch-tokens", type=int, nargs="+", default=[4096, 8192])
