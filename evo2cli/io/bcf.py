@@ -25,13 +25,14 @@ with pysam.VariantFile(target) as file:
     print(sum(1 for _ in file), end="", flush=True)
 try:
     bcftools.index("--csi", target)
+    print(" indexed", end="")
 except pysam.SamtoolsError:
     pass
 """
 
 
-def write_bcf(vcf: Path, target: Path, shown: str) -> None:
-    """Write the records of the text file `vcf` as BCF, with an index where they are sorted.
+def write_bcf(vcf: Path, target: Path, shown: str) -> bool:
+    """Write the records of the text file `vcf` as BCF, and say whether it has an index: where they are sorted.
 
     UserError, with the output called `shown`, where htslib cannot do that or does not read all of them back. Names
     that the header lacks are declared: INFO, FORMAT and FILTER as strings or flags, contigs without a length.
@@ -43,12 +44,14 @@ def write_bcf(vcf: Path, target: Path, shown: str) -> None:
             assert child.stdin is not None
             assert child.stdout is not None
             records = _feed(lines, declarations, child.stdin)
-            count = child.stdout.read().decode()
+            count, _, indexed = child.stdout.read().decode().partition(" ")
         said.seek(0)
         complaints = [line for line in said.read().decode("utf-8", "replace").splitlines() if line.startswith("[E::")]
     if child.returncode or count != str(records):
         reason = complaints[0] if complaints else f"it wrote {count or 'none'} of {records} records"
-        raise UserError(f"htslib cannot write {shown} as BCF ({reason}); write .vcf.gz instead")
+        remedy = "make room for it" if "write failed" in reason else "write .vcf.gz instead"
+        raise UserError(f"htslib cannot write {shown} as BCF ({reason}); {remedy}")
+    return bool(indexed)
 
 
 def _feed(lines: Iterable[bytes], declarations: list[bytes], pipe: IO[bytes]) -> int:

@@ -1,5 +1,6 @@
 """Where results go: standard output, or a file that is there whole or not at all."""
 
+import errno
 import io
 import logging
 import os
@@ -19,6 +20,7 @@ from evo2cli.errors import UserError
 log = logging.getLogger("evo2")
 
 _INDEXES = (".tbi", ".csi")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -31,7 +33,8 @@ def open_output(path: str, *, bgzip: bool = False, index: bool = False) -> Itera
     """
     if path == "-" or (os.path.exists(path) and not os.path.isfile(path)):
         file = io.FileIO(sys.stdout.fileno(), "w", closefd=False) if path == "-" else _create(path)
-        with _Flushing(file) as stream, _compressed(stream, bgzip) as out:
+        shown = "standard output" if path == "-" else path
+        with room_for(shown), _Flushing(file) as stream, _compressed(stream, bgzip) as out:
             yield out
         return
     with replacing(Path(os.path.realpath(path))) as temporary:
@@ -39,6 +42,17 @@ def open_output(path: str, *, bgzip: bool = False, index: bool = False) -> Itera
             yield out
         if index:
             _index(temporary, path)
+
+
+@contextmanager
+def room_for(what: str) -> Iterator[None]:
+    """Turn the error of a full disk into one that names what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise UserError(f"cannot write {what}: {os.strerror(error.errno)}; make room for it") from None
 
 
 class _Flushing(io.BufferedWriter):
@@ -73,7 +87,8 @@ def replacing(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     indexes = [(Path(f"{temporary}{suffix}"), Path(f"{target}{suffix}")) for suffix in _INDEXES]
     try:
-        yield temporary
+        with room_for(str(target)):
+            yield temporary
         temporary.replace(target)
         for new, old in indexes:
             if new.exists():
@@ -100,9 +115,16 @@ def _index(vcf: Path, shown: str) -> None:
             return
         except OSError as error:
             log.debug("no %s index: %s", suffix, error)
-    warn_of_no_index(shown)
+    leave_without_index(vcf, shown)
 
 
-def warn_of_no_index(path: str) -> None:
-    """Say why the output `path` has no index, and what to do."""
-    log.warning("%s has no index because its records are not sorted; sort it with: bcftools sort", path)
+def leave_without_index(vcf: Path, shown: str) -> None:
+    """Remove what there is of an index that could not be made, and say of the output `shown` why and what to do."""
+    begun = [index for suffix in _INDEXES if (index := Path(f"{vcf}{suffix}")).exists()]
+    for index in begun:
+        index.unlink()
+    if begun:
+        remedy = f"make room, then: bcftools index {shown}"
+        log.warning("%s is whole, but there was no room for its index; %s", shown, remedy)
+    else:
+        log.warning("%s has no index because its records are not sorted; sort it with: bcftools sort", shown)

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Protocol
 
 from evo2cli.io.bcf import write_bcf
 from evo2cli.io.drafts import Draft
-from evo2cli.io.outputs import copy_vcf, open_output, replacing, warn_of_no_index
+from evo2cli.io.outputs import copy_vcf, leave_without_index, open_output, replacing
 from evo2cli.io.parquet import write_parquet
 from evo2cli.variants.annotation import Layout
 from evo2cli.variants.run import Tally
@@ -112,9 +112,9 @@ class _File:
         else:
             with replacing(target) as temporary:
                 if self._kind == "b":
-                    write_bcf(text, temporary, self._shown)
-                    if index and not Path(f"{temporary}.csi").exists():
-                        warn_of_no_index(self._shown)
+                    indexed = write_bcf(text, temporary, self._shown)
+                    if index and not indexed:
+                        leave_without_index(temporary, self._shown)
                 else:
                     text.replace(temporary)
         if self._copy_to:

@@ -1,5 +1,7 @@
+import errno
 import gzip
 import os
+from pathlib import Path
 
 import pysam
 import pytest
@@ -82,6 +84,32 @@ def test_an_unsorted_file_is_written_without_an_index_and_an_old_index_goes(tmp_
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         f"{path} has no index because its records are not sorted; sort it with: bcftools sort"
     ]
+
+
+@pytest.mark.parametrize("begun", [b"", b"half an index"])
+def test_an_index_without_room_is_said_and_not_left_half_written(tmp_path, caplog, monkeypatch, begun):
+    def tabix_index(vcf, *, index, **options):
+        Path(index).write_bytes(begun)
+        raise OSError("building of index failed")
+
+    monkeypatch.setattr("pysam.tabix_index", tabix_index)
+    path = tmp_path / "out.vcf.gz"
+    write(path, vcf(("c1", 5)), bgzip=True, index=True)
+    assert gzip.decompress(path.read_bytes()) == vcf(("c1", 5))
+    assert os.listdir(tmp_path) == ["out.vcf.gz"]
+    assert "no room for its index; make room, then: bcftools index" in caplog.text
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_named(tmp_path):
+    with pytest.raises(UserError, match="cannot write /dev/full: No space left on device; make room for it"):
+        write("/dev/full", HEADER)
+    path = tmp_path / "out.vcf"
+    with pytest.raises(UserError, match=r"cannot write .*out\.vcf: No space left on device"), open_output(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(FileNotFoundError), open_output(path):
+        open(tmp_path / "an input that went")  # noqa: SIM115 (it is not there)
 
 
 def test_standard_output_takes_bytes_at_once(capfdbinary):
