@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pysam
@@ -38,11 +39,11 @@ def inputs(tmp_path) -> Path:
 OPTIONS = "--window 32 --tile --batch-tokens 64"
 
 
-@pytest.mark.skipif(not shutil.which("snakemake"), reason="needs snakemake: pip install 'evo2cli[examples]'")
+@pytest.mark.skipif(find_spec("snakemake") is None, reason="needs snakemake: pip install 'evo2cli[examples]'")
 def test_snakemake_joins_its_parts_to_what_one_run_writes(inputs, environment):
     config = [f"vcf={inputs}/in.vcf", f"fasta={inputs}/phix174.fa", "output=out.vcf.gz", "shards=3"]
-    command = ["snakemake", "--cores", "1", "-s", EXAMPLES / "snakemake" / "Snakefile", "--config", *config]
-    subprocess.run([*command, f"options={OPTIONS}"], cwd=inputs, env=environment, check=True)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "-s", EXAMPLES / "snakemake" / "Snakefile"]
+    subprocess.run([*command, "--config", *config, f"options={OPTIONS}"], cwd=inputs, env=environment, check=True)
     whole = ["evo2", "score-variants", "in.vcf", "-f", "phix174.fa", "-o", "whole.vcf.gz", "--threads", "1"]
     subprocess.run([*whole, *OPTIONS.split()], cwd=inputs, env=environment, check=True)
     assert records(inputs / "out.vcf.gz") == records(inputs / "whole.vcf.gz")
