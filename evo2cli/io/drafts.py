@@ -73,13 +73,14 @@ class Draft:
     def append(self, other: Path) -> dict[str, Any]:
         """Add the text of the draft of another target, and return what its last checkpoint said."""
         draft = other.with_name(f".{other.name}.partial")
-        with open(draft, "rb") as file:
+        with open(draft, "rb") as file, self._writable():
             shutil.copyfileobj(file, self._file, 2**20)
         return json.loads(other.with_name(f".{other.name}.journal").read_text())["progress"]
 
     def text(self) -> Path:
         """The path of the text, all of it written."""
-        self._file.flush()
+        with self._writable():
+            self._file.flush()
         return self.path
 
     def remove(self) -> None:

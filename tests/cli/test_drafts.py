@@ -127,3 +127,11 @@ def test_a_full_disk_is_said_with_what_to_do(target, resume):
         assert (target.parent / ".out.vcf.partial").read_bytes() == kept[:6]
     else:
         assert os.listdir(target.parent) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_disk_that_is_full_at_the_end_is_said_too(target):
+    with pytest.raises(UserError, match=r"cannot write .*out.vcf: No space left on device"), Draft(target) as draft:
+        draft._file = open("/dev/full", "wb")  # noqa: SIM115 (the draft closes it)
+        draft.write(b"kept in the buffer")
+        draft.text()
