@@ -20,6 +20,9 @@ STEADY_TOKENS = 8
 """A graph is recorded when the same rows have taken so many tokens without one."""
 LEAST_ROOM = 1024
 """Tokens that a graph serves, or a quarter of those before, if that is more: attention reads all of the room."""
+LONGEST_CONTEXT = 32768
+"""No graphs behind more tokens: there a step reads keys and values for longer than it launches kernels, and attention
+under a mask, which graphs need, is not split over the keys. An estimate; no GPU has measured it yet."""
 WARM_UP_RUNS = 2
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """How much a graph's first logits may differ from those without it, as a fraction of the largest."""
@@ -95,7 +98,8 @@ class Decoder:
             self._step.ids.copy_(ids)
             return self._replay().clone()
         assert self._state is not None
-        if self._record is not None and self._waited >= STEADY_TOKENS:
+        steady = self._waited >= STEADY_TOKENS and self._state.position <= LONGEST_CONTEXT
+        if self._record is not None and steady:
             return self._begin(self._record, self._state, ids)
         self._waited += 1
         logits, self._state = self.model.extend(ids, self._state)
