@@ -27,11 +27,13 @@ WARM_UP_RUNS = 2
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """How much a graph's first logits may differ from those without it, as a fraction of the largest."""
 
-Record = Callable[[FixedStep], Callable[[], Tensor]]
-"""What makes a step repeatable: a function that runs it and returns its logits, which the next run may overwrite."""
+Replay = Callable[[], Tensor]
+"""Runs a step and returns its logits, which the next run may overwrite."""
+Record = Callable[[FixedStep], Replay]
+"""Makes a step repeatable."""
 
 
-def record_cuda_graph(step: FixedStep) -> Callable[[], Tensor]:
+def record_cuda_graph(step: FixedStep) -> Replay:
     """Record a step as a CUDA graph."""
     device = step.ids.device
     with torch.cuda.device(device), torch.inference_mode():
@@ -55,9 +57,8 @@ def record_cuda_graph(step: FixedStep) -> Callable[[], Tensor]:
 
 def recorder(model: StripedHyena2) -> Record | None:
     """How to record this model's steps: CUDA graphs where all of it is on one GPU, None elsewhere."""
-    kinds = {p.device.type for p in model.parameters()}
-    alone = len({p.device for p in model.parameters()}) == 1
-    return record_cuda_graph if alone and kinds == {"cuda"} else None
+    devices = {p.device for p in model.parameters()}
+    return record_cuda_graph if len(devices) == 1 and devices.pop().type == "cuda" else None
 
 
 class Decoder:
@@ -77,26 +78,29 @@ class Decoder:
     @property
     def state(self) -> ModelState | None:
         """The state after all tokens so far; None where there are no rows."""
-        if self._step is not None:
-            self.state = self._step.after(self._done)
+        self._end_graph()
         return self._state
 
     @state.setter
     def state(self, state: ModelState | None) -> None:
         self._state, self._waited, self._done = state, 0, 0
-        self._step: FixedStep | None = None
-        self._replay: Callable[[], Tensor] | None = None
+        self._graph: tuple[FixedStep, Replay] | None = None
+
+    def _end_graph(self) -> None:
+        if self._graph is not None:
+            self.state = self._graph[0].after(self._done)
 
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:
         """Logits (B, vocab) of what follows the next tokens ids (B, 1)."""
-        if self._step is not None and self._done == self._step.room:
-            self.state = self._step.after(self._done)
+        if self._graph is not None and self._done == self._graph[0].room:
+            self._end_graph()
             self._waited = STEADY_TOKENS
-        if self._step is not None and self._replay is not None:
+        if self._graph is not None:
+            step, replay = self._graph
             self._done += 1
-            self._step.ids.copy_(ids)
-            return self._replay().clone()
+            step.ids.copy_(ids)
+            return replay().clone()
         assert self._state is not None
         steady = self._waited >= STEADY_TOKENS and self._state.position <= LONGEST_CONTEXT
         if self._record is not None and steady:
@@ -120,7 +124,7 @@ class Decoder:
         logits, self._state = self.model.extend(ids, before)
         logits = logits[:, 0]
         if found is not None and _agree(found, logits, self.model.embedding.weight.dtype):
-            self._step, self._replay, self._done = step, replay, 1
+            self._graph, self._done = (step, replay), 1
         else:
             if found is not None:
                 difference = (found - logits).abs().max().item()

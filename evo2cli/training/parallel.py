@@ -24,8 +24,7 @@ from evo2cli.io.tokens import PAD
 from evo2cli.processes import Split, joined
 from evo2cli.training.data import Batch
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.operators import install
-from stripedhyena2.parallel import ContextParallel
+from stripedhyena2.parallel import ContextParallel, install
 
 # a block's state is a view of what it computed, and nothing writes to it
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")

@@ -104,24 +104,25 @@ class AttentionState:
             return AttentionState.of(torch.cat([self.kv, kv], dim=1), self.starts)
         read_only = buffer.kv.is_inference() and not torch.is_inference_mode_enabled()
         if buffer.filled != self.length or buffer.kv.shape[1] < end or read_only:
-            B, *rest = kv.shape[:1] + kv.shape[2:]
-            room = kv.new_empty(B, max(end, min(2 * self.length, self.length + 65536), 64), *rest)
-            room[:, : self.length] = self.kv
-            buffer = _KVBuffer(room, self.length)
+            buffer = self._moved(kv, max(end, min(2 * self.length, self.length + 65536), 64))
         buffer.kv[:, self.length : end] = kv
         buffer.filled = end
         return AttentionState(buffer, end, self.starts)
 
+    def _moved(self, like: Tensor, capacity: int) -> _KVBuffer:
+        """A new buffer for tensors `like` (B, any, 2, heads, head size) that holds the same as this state's."""
+        room = like.new_empty(like.shape[0], capacity, *like.shape[2:])
+        room[:, : self.length] = self.kv
+        return _KVBuffer(room, self.length)
+
     def reserve(self, room: int) -> Tensor:
         """The keys and values with room for as many positions behind them (B, length + room, 2, heads, head size), to
         be written in place; zeros until then. What is written belongs to `grown`, unless this state is continued."""
-        end, kv = self.length + room, self.buffer.kv
-        if self.buffer.filled != self.length or kv.shape[1] < end:
-            kv = kv.new_empty(kv.shape[0], end, *kv.shape[2:])
-            kv[:, : self.length] = self.kv
-            self.buffer = _KVBuffer(kv, self.length)
-        kv[:, self.length : end] = 0
-        return kv[:, :end]
+        end = self.length + room
+        if self.buffer.filled != self.length or self.buffer.kv.shape[1] < end:
+            self.buffer = self._moved(self.buffer.kv, end)
+        self.buffer.kv[:, self.length : end] = 0
+        return self.buffer.kv[:, :end]
 
     def grown(self, n: int) -> AttentionState:
         """The state after n more positions, which were written into what `reserve` gave."""

@@ -178,4 +178,4 @@ def test_a_cuda_graph_gives_what_extend_gives(model, unequal, dtype):
     tolerance = 1e-4 if dtype == torch.float32 else 5e-2
     for token, logits in zip(ids, wanted, strict=True):
         torch.testing.assert_close(decoder.step(token), logits, rtol=tolerance, atol=tolerance)
-    assert decoder._replay is not None
+    assert decoder._graph is not None
