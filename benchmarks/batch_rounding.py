@@ -12,9 +12,9 @@ import json
 
 import torch
 
-from evo2cli.generation import prefill
-from evo2cli.models import open_model
-from evo2cli.sampling import Sampler
+from evo2cli.inference.engine import prefill
+from evo2cli.inference.sampling import Sampler
+from evo2cli.models.open import open_model
 from stripedhyena2.linear import packed
 
 

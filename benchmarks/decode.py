@@ -12,10 +12,10 @@ import platform
 import torch
 import torch.nn.functional as F
 
-from evo2cli.decoding import recorder
-from evo2cli.generation import prefill
-from evo2cli.speed import bandwidth, measure, random_model
-from evo2cli.timing import seconds
+from evo2cli.inference.decoding import recorder
+from evo2cli.inference.engine import prefill
+from evo2cli.measure.speed import bandwidth, measure, random_model
+from evo2cli.measure.time import seconds
 from stripedhyena2.attention import causal_attention
 from stripedhyena2.fixed import FixedStep
 from stripedhyena2.linear import Linear, packed

@@ -13,8 +13,8 @@ import platform
 import torch
 import torch.nn.functional as F
 
-from evo2cli.speed import random_model
-from evo2cli.timing import seconds
+from evo2cli.measure.speed import random_model
+from evo2cli.measure.time import seconds
 
 
 def dense_products(model: torch.nn.Module, length: int) -> tuple[float, list]:

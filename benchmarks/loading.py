@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from evo2cli.memory import skeleton
+from evo2cli.measure.memory import skeleton
 from stripedhyena2 import Config, preset
 from stripedhyena2.checkpoints import published
 from stripedhyena2.checkpoints.lazy import LazyTensor

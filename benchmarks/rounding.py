@@ -14,8 +14,8 @@ import platform
 import torch
 
 from evo2cli.io.sequences import read_fasta
-from evo2cli.models import open_model
-from evo2cli.timing import seconds
+from evo2cli.measure.time import seconds
+from evo2cli.models.open import open_model
 from stripedhyena2 import StripedHyena2
 
 KINDS: dict[str, dict] = {

@@ -13,7 +13,7 @@ import statistics
 
 import torch
 
-from evo2cli.timing import timed
+from evo2cli.measure.time import timed
 from evo2cli.training.evaluation import next_base_loss
 from evo2cli.training.optimization import OPTIMIZERS, optimizers
 from evo2cli.training.run import recompute_blocks

@@ -24,11 +24,11 @@ import pandas as pd
 import torch
 from forward import random_model
 
+from evo2cli.inference.likelihood import log_likelihoods
 from evo2cli.io.fasta import Reference, open_reference
 from evo2cli.io.streams import Input
 from evo2cli.io.vcf import read_vcf
-from evo2cli.likelihood import log_likelihoods
-from evo2cli.models import open_model
+from evo2cli.models.open import open_model
 from evo2cli.variants.scoring import Scorer, Settings, chunks, score_variants
 from evo2cli.variants.variant import Variant, Windows
 

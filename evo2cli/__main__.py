@@ -2,7 +2,7 @@
 
 import sys
 
-from evo2cli.app import main
+from evo2cli.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

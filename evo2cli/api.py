@@ -15,17 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evo2cli.chunks import chunk_length
-from evo2cli.embedding import find_layers
+from evo2cli.console import log
 from evo2cli.errors import UserError
-from evo2cli.generation import generate as generate_samples
+from evo2cli.inference.embedding import find_layers
+from evo2cli.inference.engine import generate as generate_samples
+from evo2cli.inference.likelihood import log_likelihoods
+from evo2cli.inference.profile import profile
+from evo2cli.inference.sampling import Sampler
+from evo2cli.inference.stream import chunk_length
 from evo2cli.io.sequences import encode_tagged
 from evo2cli.io.tokens import EOD, PAD, reverse_complement
-from evo2cli.likelihood import log_likelihoods
-from evo2cli.messages import log
-from evo2cli.models import open_model
-from evo2cli.profiles import profile
-from evo2cli.sampling import Sampler
+from evo2cli.models.open import open_model
 from stripedhyena2 import PRESETS, StripedHyena2
 from stripedhyena2.fp8 import Mode
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from Bio.SeqIO.FastaIO import SimpleFastaParser
 
+from evo2cli.console import log
 from evo2cli.errors import UserError
 from evo2cli.io.streams import Input, readable
 from evo2cli.io.tokens import encode
-from evo2cli.messages import log
 
 _NOT_NUCLEOTIDES = re.compile(rb"[^ACGTUNRYSWKMBDHV]")
 _TAG = re.compile(r"\|[ -{}~]*\|")

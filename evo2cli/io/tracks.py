@@ -16,7 +16,7 @@ from evo2cli.errors import UsageError, UserError
 from evo2cli.io.outputs import open_output
 
 if TYPE_CHECKING:
-    from evo2cli.profiles import Profile
+    from evo2cli.inference.profile import Profile
 
 
 class Track:

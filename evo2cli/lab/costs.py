@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evo2cli.lab.loop import Learner
-from evo2cli.timing import timed
+from evo2cli.measure.time import timed
 from stripedhyena2 import StripedHyena2
 
 ROUNDS = 5

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evo2cli.lab.layouts import folder_name
 from evo2cli.lab.loop import Learner, Recipe
-from evo2cli.lab.variants import folder_name
 from evo2cli.training.data import Corpus
 from evo2cli.training.evaluation import bits_per_base, next_base_loss, spread
 from stripedhyena2 import Config, StripedHyena2, load_model

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from evo2cli.distributed import Split, joined
 from evo2cli.errors import UsageError
 from evo2cli.io.tokens import PAD
-from evo2cli.processes import Split, joined
 from evo2cli.training.data import Batch
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.parallel import ContextParallel, install

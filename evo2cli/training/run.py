@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from evo2cli.errors import UserError
-from evo2cli.models import open_model
+from evo2cli.models.open import open_model
 from evo2cli.training.checkpoints import TRAINING, Checkpoints, load_training, running_copy
 from evo2cli.training.data import Batch, Corpus, find_files
 from evo2cli.training.evaluation import bits_per_base, next_base_loss, spread

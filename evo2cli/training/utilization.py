@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from evo2cli.timing import timed
+from evo2cli.measure.time import timed
 
 _DENSE_BF16 = {
     "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12,

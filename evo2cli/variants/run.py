@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from evo2cli.errors import UserError
 from evo2cli.io.fasta import Reference
 from evo2cli.io.vcf import VcfRecord
-from evo2cli.variants.annotation import Layout
-from evo2cli.variants.overlap import ahead, behind
+from evo2cli.variants.formats import Layout
 from evo2cli.variants.scoring import Placed, Score, Scorer, Work, chunks
+from evo2cli.variants.threads import ahead, behind
 from evo2cli.variants.variant import Status
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from evo2cli.likelihood import log_likelihoods
+from evo2cli.inference.likelihood import log_likelihoods
 from evo2cli.variants.tiles import ReferencePass, continued, read_reference, run_tokens
 from evo2cli.variants.variant import Placement, Site, Status, Variant, Windows, place
 

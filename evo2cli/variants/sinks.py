@@ -12,7 +12,7 @@ from evo2cli.io.bcf import write_bcf
 from evo2cli.io.drafts import Draft
 from evo2cli.io.outputs import copy_vcf, leave_without_index, open_output, replacing
 from evo2cli.io.parquet import write_parquet
-from evo2cli.variants.annotation import Layout
+from evo2cli.variants.formats import Layout
 from evo2cli.variants.run import Tally
 from evo2cli.variants.sharding import Ranks
 

@@ -35,8 +35,8 @@ class Result:
 @pytest.fixture
 def evo2(monkeypatch, capfdbinary, model):
     """Run `evo2 ARGUMENTS`, with the fake model for every model."""
-    from evo2cli import models
-    from evo2cli.app import main
+    from evo2cli.cli.app import main
+    from evo2cli.models import open as models
 
     monkeypatch.delenv("EVO2_FASTA", raising=False)
     monkeypatch.setattr(models, "open_model", lambda name, **options: model)

@@ -149,8 +149,8 @@ def test_wrong_requests(evo2_model, monkeypatch):
 
     with pytest.raises(UserError, match="prompt 1 is empty"):
         evo2_model.generate(["A", ""])
-    monkeypatch.setattr("evo2cli.hub.find_cached", lambda name: None)
-    monkeypatch.setattr("evo2cli.hub.pull", refuse)
+    monkeypatch.setattr("evo2cli.models.hub.find_cached", lambda name: None)
+    monkeypatch.setattr("evo2cli.models.hub.pull", refuse)
     with pytest.raises(UserError, match="no network for evo2_7b"):
         Evo2()
     with pytest.raises(CheckpointError, match="does not fit"):

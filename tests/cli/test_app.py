@@ -21,7 +21,7 @@ HEADER = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 
 def test_help_and_version_load_nothing_heavy():
     program = (
-        "import sys; from evo2cli.app import main; codes = main(['--help']), main(['score-variants', '--help']); "
+        "import sys; from evo2cli.cli.app import main; codes = main(['--help']), main(['score-variants', '--help']); "
         "heavy = {'torch', 'numpy', 'pysam', 'pandas', 'matplotlib', 'Bio', 'rich'} & set(sys.modules); "
         "sys.exit(f'{codes} {heavy}' if heavy or any(codes) else 0)"
     )
@@ -34,7 +34,7 @@ def test_help_and_version_load_nothing_heavy():
 def test_a_model_is_run_without_the_compiler(tmp_path):
     (tmp_path / "x.fa").write_text(">x\nACGT\n")
     program = (
-        "import sys; from evo2cli.app import main; codes = main(['model', 'info', 'prok-mini']), "
+        "import sys; from evo2cli.cli.app import main; codes = main(['model', 'info', 'prok-mini']), "
         "main(['score', sys.argv[1], '--device', 'cpu']); "
         "heavy = {'torch._dynamo', 'sympy', 'pandas', 'matplotlib'} & set(sys.modules); "
         "sys.exit(f'{codes} {heavy}' if heavy or any(codes) else 0)"
@@ -87,14 +87,14 @@ def test_errors_of_models_are_the_users(evo2, tmp_path, fasta, monkeypatch):
     def open_model(*_, **__):
         raise CheckpointError("no model 'x'; give another")
 
-    monkeypatch.setattr("evo2cli.models.open_model", open_model)
+    monkeypatch.setattr("evo2cli.models.open.open_model", open_model)
     (tmp_path / "in.vcf").write_text(HEADER)
     result = evo2("score-variants", tmp_path / "in.vcf", "-f", fasta)
     assert (result.code, result.err) == (1, "evo2: error: no model 'x'; give another\n")
 
 
 def test_an_unforeseen_error_is_one_line_that_asks_for_a_report(evo2, tmp_path, fasta, monkeypatch):
-    monkeypatch.setattr("evo2cli.models.open_model", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("evo2cli.models.open.open_model", lambda *_, **__: 1 / 0)
     (tmp_path / "in.vcf").write_text(HEADER)
     result = evo2("score-variants", tmp_path / "in.vcf", "-f", fasta)
     assert result.code == 1

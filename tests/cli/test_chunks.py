@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evo2cli import chunks
-from evo2cli.memory import working_bytes
+from evo2cli.inference import stream as chunks
+from evo2cli.measure.memory import working_bytes
 from stripedhyena2 import Config
 from stripedhyena2.initialization import new_model
 

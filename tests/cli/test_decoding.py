@@ -5,10 +5,10 @@ import logging
 import pytest
 import torch
 
-from evo2cli import decoding
-from evo2cli.decoding import STEADY_TOKENS, Decoder, recorder
-from evo2cli.generation import generate, prefill
-from evo2cli.sampling import Sampler
+from evo2cli.inference import decoding
+from evo2cli.inference.decoding import STEADY_TOKENS, Decoder, recorder
+from evo2cli.inference.engine import generate, prefill
+from evo2cli.inference.sampling import Sampler
 from stripedhyena2 import Config, ModelState
 from stripedhyena2.fixed import ROOM_MULTIPLE, FixedStep
 from stripedhyena2.initialization import new_model
@@ -135,7 +135,7 @@ def test_samples_are_the_same_where_rows_come_and_go(model):
 
     without, record = samples(), Replayed()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evo2cli.generation.recorder", lambda model: record)
+        patch.setattr("evo2cli.inference.engine.recorder", lambda model: record)
         assert samples() == without
         assert record.recorded > 1
         before = record.recorded

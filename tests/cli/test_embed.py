@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from evo2cli.embedding import embed, find_layers, layers_of, pool
 from evo2cli.errors import UserError
+from evo2cli.inference.embedding import embed, find_layers, layers_of, pool
 from evo2cli.io import embeddings
 from evo2cli.io.tokens import reverse_complement
 from stripedhyena2 import load_model
@@ -135,7 +135,7 @@ def test_pools(net):
 @pytest.fixture
 def run(capfdbinary, tmp_path, monkeypatch):
     """Run `evo2 embed` in a folder of its own; returns standard error."""
-    from evo2cli.app import main
+    from evo2cli.cli.app import main
 
     monkeypatch.chdir(tmp_path)
 

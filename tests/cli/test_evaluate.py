@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from evo2cli import models, needle
-from evo2cli.app import main
+from evo2cli.cli.app import main
+from evo2cli.evaluation import needle
+from evo2cli.models import open as models
 from evo2cli.training.data import Corpus
 from evo2cli.training.evaluation import bits_per_base
 from stripedhyena2 import Config

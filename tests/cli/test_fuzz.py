@@ -53,8 +53,8 @@ def records_of(data: bytes) -> list[bytes]:
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Score these bytes in this process, and return the exit code, what was written and what was said."""
-    from evo2cli import models
-    from evo2cli.app import main
+    from evo2cli.cli.app import main
+    from evo2cli.models import open as models
 
     (tmp_path / "ref.fa").write_text(f">c1\n{CONTIG}\n")
     net = FakeModel().eval()

@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def generate(folder, capfdbinary):
-    from evo2cli.app import main
+    from evo2cli.cli.app import main
 
     def run(*args, code=0):
         assert main(["generate", *map(str, args), "--model", str(folder), "--device", "cpu"]) == code
@@ -101,7 +101,7 @@ def test_a_line_that_is_no_nucleotide_sequence_is_named(generate, tmp_path):
 
 
 def test_rna_is_run_as_it_is_and_said(generate, capfdbinary, folder):
-    from evo2cli.app import main
+    from evo2cli.cli.app import main
 
     assert main(["generate", "-p", "acgu", "-n", "1", "--model", str(folder), "--seed", str(2**64 - 1)]) == 0
     out, err = capfdbinary.readouterr()

@@ -5,8 +5,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from evo2cli.generation import Sample, generate
-from evo2cli.sampling import Sampler, prompt_key, uniform
+from evo2cli.inference.engine import Sample, generate
+from evo2cli.inference.sampling import Sampler, prompt_key, uniform
 from stripedhyena2 import Config
 from stripedhyena2.initialization import new_model
 

@@ -11,10 +11,10 @@ import torch
 from hub_server import Hub
 from huggingface_hub import constants
 
-from evo2cli import hub as hub_module
-from evo2cli.app import main
+from evo2cli.cli.app import main
 from evo2cli.errors import UserError
-from evo2cli.models import open_model
+from evo2cli.models import hub as hub_module
+from evo2cli.models.open import open_model
 from stripedhyena2 import load_model
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from evo2cli import environment, speed
-from evo2cli.app import main
+from evo2cli.cli.app import main
+from evo2cli.measure import environment, speed
 from evo2cli.version import __version__
 from hyena_kernels import dispatch
 

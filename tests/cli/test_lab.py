@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from evo2cli.app import main
+from evo2cli.cli.app import main
 from evo2cli.errors import UserError
 from evo2cli.lab.costs import decode, training_bytes
+from evo2cli.lab.layouts import fit, n_parameters
 from evo2cli.lab.loop import Learner, Recipe
 from evo2cli.lab.report import markdown
 from evo2cli.lab.tasks import TASKS, UNSCORED, Task, accuracy
-from evo2cli.lab.variants import fit, n_parameters
 from stripedhyena2 import Config, ConfigError, load_model
 from stripedhyena2.initialization import new_model, prepare_for_training
 

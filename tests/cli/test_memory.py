@@ -12,8 +12,8 @@ SOURCES = os.pathsep.join(str(Path(__file__).parents[2] / folder) for folder in 
 # The fake model, but with nothing to remember, so that a record takes microseconds.
 PROGRAM = """
 import resource, sys
-from evo2cli import models
-from evo2cli.app import main
+from evo2cli.models import open as models
+from evo2cli.cli.app import main
 from fake_model import FakeModel
 
 class Forgetful(FakeModel):

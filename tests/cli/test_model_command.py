@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from evo2cli import hub, memory, models
-from evo2cli.app import main
+from evo2cli.cli.app import main
 from evo2cli.errors import UsageError
+from evo2cli.measure import memory
+from evo2cli.models import hub
+from evo2cli.models import open as models
 from stripedhyena2 import PRESETS, load_model, preset
 from stripedhyena2.int8 import Int8Linear, quantize
 

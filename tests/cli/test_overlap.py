@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from evo2cli.variants.overlap import ahead, behind
+from evo2cli.variants.threads import ahead, behind
 
 
 def test_ahead_gives_the_items_in_order_and_then_what_making_them_raised():

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from evo2cli.embedding import embed, find_layers
-from evo2cli.generation import generate
-from evo2cli.sampling import Sampler
+from evo2cli.inference.embedding import embed, find_layers
+from evo2cli.inference.engine import generate
+from evo2cli.inference.sampling import Sampler
 from stripedhyena2 import Config
 from stripedhyena2.initialization import new_model
 

@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def generate(folder, capfdbinary):
-    from evo2cli.app import main
+    from evo2cli.cli.app import main
 
     def run(*args, model="m0", code=0):
         assert main(["generate", *map(str, args), "--model", str(folder / model), "--device", "cpu"]) == code

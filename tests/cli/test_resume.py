@@ -158,7 +158,7 @@ def folder(tmp_path_factory) -> Path:
 
 # `-c` in place of `-m` gives every way of starting the same provenance.
 PROGRAM = (
-    "import sys; from evo2cli.app import main; sys.argv[1:], args = ['COMMAND'], sys.argv[1:]; sys.exit(main(args))"
+    "import sys; from evo2cli.cli.app import main; sys.argv[1:], args = ['COMMAND'], sys.argv[1:]; sys.exit(main(args))"
 )
 EVO2 = [sys.executable, "-c", PROGRAM]
 ARGUMENTS = ["score-variants", "in.vcf", "-f", "ref.fa", "--model", "model", "-q"]

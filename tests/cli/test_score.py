@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evo2cli.inference.profile import profile
 from evo2cli.io.tokens import reverse_complement
-from evo2cli.profiles import profile
 from stripedhyena2 import Config, save_model
 from stripedhyena2.initialization import new_model
 
@@ -27,7 +27,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def score(model, tmp_path_factory):
-    from evo2cli.app import main
+    from evo2cli.cli.app import main
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
     save_model(model, folder)

@@ -333,7 +333,7 @@ def test_a_bad_reference_is_one_clear_line_and_no_output_file(evo2, tmp_path, vc
 def test_an_output_folder_that_does_not_exist_is_said_before_the_model_is_loaded(
     evo2, tmp_path, vcf, fasta, monkeypatch
 ):
-    monkeypatch.setattr("evo2cli.models.open_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("evo2cli.models.open.open_model", lambda *_, **__: pytest.fail("loaded"))
     result = evo2("score-variants", vcf, "-f", fasta, "-o", tmp_path / "nowhere" / "out.vcf")
     assert result.code == 1
     assert result.err.startswith("evo2: error: cannot write")
@@ -364,7 +364,7 @@ def test_options_reach_the_model(evo2, vcf, fasta, monkeypatch):
         seen.update(options, name=name)
         return FakeModel()
 
-    monkeypatch.setattr("evo2cli.models.open_model", open_model)
+    monkeypatch.setattr("evo2cli.models.open.open_model", open_model)
     evo2(
         "score-variants",
         vcf,

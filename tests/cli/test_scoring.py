@@ -10,8 +10,8 @@ from fake_model import CONTIG, FakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evo2cli.inference.likelihood import log_likelihoods
 from evo2cli.io.fasta import Reference
-from evo2cli.likelihood import log_likelihoods
 from evo2cli.variants import scoring, tiles
 from evo2cli.variants.scoring import Scorer, Settings, chunks, default_window, score_variants
 from evo2cli.variants.variant import Status, Variant, Windows

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evo2cli.app import main
+from evo2cli.cli.app import main
 from evo2cli.errors import UserError
 from evo2cli.io.sequences import read_fasta
 from evo2cli.io.tokens import PAD, reverse_complement

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from test_whole_sequences import sequence
 
-from evo2cli.app import main
+from evo2cli.cli.app import main
+from evo2cli.distributed import Split, together
 from evo2cli.errors import UsageError
-from evo2cli.processes import Split, together
 from stripedhyena2 import preset
 
 
@@ -105,8 +105,8 @@ def test_wrong_use_is_said_before_anything_runs(monkeypatch, cp, world, reads, m
 DYING = """
 import datetime, os, signal, sys
 import torch, torch.distributed as dist
-from evo2cli import processes
-from evo2cli.app import _report
+from evo2cli import distributed as processes
+from evo2cli.cli.app import _report
 processes.GRACE = datetime.timedelta(seconds=3)
 try:
     with processes.joined(lambda: "start again", timeout=datetime.timedelta(seconds=60)) as here:

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from evo2cli.app import main
+from evo2cli.cli.app import main
 from stripedhyena2 import load_model
 
 OPTIONS = """

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from evo2cli.embedding import embed, find_layers
-from evo2cli.likelihood import log_likelihoods
-from evo2cli.profiles import profile
+from evo2cli.inference.embedding import embed, find_layers
+from evo2cli.inference.likelihood import log_likelihoods
+from evo2cli.inference.profile import profile
 from stripedhyena2 import Config
 from stripedhyena2.initialization import new_model
 from stripedhyena2.parallel import ContextParallel, SplitModel

@@ -62,7 +62,7 @@ def records(path: Path) -> list[str]:
 def test_a_pipeline_uses_only_options_that_exist(pipeline):
     from typer.main import get_command
 
-    from evo2cli.app import app
+    from evo2cli.cli.app import app
 
     known = {option for p in get_command(app).commands["score-variants"].params for option in p.opts}
     text = (EXAMPLES / pipeline).read_text()

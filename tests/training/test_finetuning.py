@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evo2cli.app import main
+from evo2cli.cli.app import main
 from evo2cli.training.checkpoints import training_state
 from stripedhyena2 import load_model
 from stripedhyena2.lora import load_adapter

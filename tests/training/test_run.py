@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evo2cli.app import main
+from evo2cli.cli.app import main
 from evo2cli.errors import UsageError, UserError
 from evo2cli.training import checkpoints
 from evo2cli.training.evaluation import bits_per_base, spread
@@ -152,7 +152,7 @@ def test_a_really_full_disk(settings, start, tmp_path):
 
 DYING = """
 import os, signal, sys, torch
-from evo2cli.app import main
+from evo2cli.cli.app import main
 from evo2cli.training import checkpoints
 from stripedhyena2.checkpoints import native
 at, place = int(sys.argv[1]), sys.argv[2]

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from evo2cli.app import main
+from evo2cli.cli.app import main
 from evo2cli.errors import UserError
 from evo2cli.training.data import Corpus, find_files
 from evo2cli.training.store import default_folder, open_store

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import torch
 
-from evo2cli.memory import working_bytes
+from evo2cli.measure.memory import working_bytes
 from stripedhyena2 import StripedHyena2
 
 MOST = {"cpu": 4096, "cuda": 16384}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evo2cli.chunks import chunk_length
+from evo2cli.inference.stream import chunk_length
 from evo2cli.io.tokens import PAD, reverse_complement
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.parallel import SplitModel

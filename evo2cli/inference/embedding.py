@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evo2cli.chunks import chunk_length
 from evo2cli.errors import UserError
+from evo2cli.inference.stream import chunk_length
 from evo2cli.io.tokens import pad
 from stripedhyena2 import ModelState, StripedHyena2
 from stripedhyena2.checkpoints import published

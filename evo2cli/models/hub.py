@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from evo2cli.console import log
 from evo2cli.errors import UserError
-from evo2cli.messages import log
 
 REPOSITORIES = {
     "evo2_1b_base": "arcinstitute/evo2_1b_base",

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import psutil
 import torch
 
-from evo2cli.models import bundled, resolve_device, resolve_dtype
+from evo2cli.models.open import bundled, resolve_device, resolve_dtype
 from evo2cli.version import __version__
 from hyena_kernels import dispatch
 from stripedhyena2 import PRESETS

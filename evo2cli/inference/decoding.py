@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from evo2cli.messages import log
+from evo2cli.console import log
 from stripedhyena2 import ModelState, StripedHyena2
 from stripedhyena2.fixed import FixedStep
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evo2cli.commands.options import (
+from evo2cli.cli.options import (
     CpAttention,
     CpFir,
     CpLayout,
@@ -26,10 +26,10 @@ from evo2cli.commands.options import (
     Threads,
     Verbose,
 )
-from evo2cli.messages import log, progress_bar
+from evo2cli.console import log, progress_bar
 
 if TYPE_CHECKING:
-    from evo2cli.profiles import Profile
+    from evo2cli.inference.profile import Profile
 
 
 def score(
@@ -69,12 +69,12 @@ def score(
     """
     import torch
 
+    from evo2cli.distributed import Split, together, written_once
+    from evo2cli.inference.profile import profile
     from evo2cli.io.outputs import open_output
     from evo2cli.io.sequences import read_fasta, remark_repeats
     from evo2cli.io.tracks import check_name, open_track
-    from evo2cli.models import open_model
-    from evo2cli.processes import Split, together, written_once
-    from evo2cli.profiles import profile
+    from evo2cli.models.open import open_model
     from evo2cli.provenance import provenance, source_of
 
     if per_position is not None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from evo2cli.commands.options import Debug, Device, Dtype, Model, ModelConfig, Precision, Quiet, Threads
+from evo2cli.cli.options import Debug, Device, Dtype, Model, ModelConfig, Precision, Quiet, Threads
 
 app = typer.Typer(help="Measure a model: bits per base on held-out sequences, recall over long distances.")
 
@@ -35,7 +35,7 @@ def bits(
 
     import torch
 
-    from evo2cli.models import open_model
+    from evo2cli.models.open import open_model
     from evo2cli.training.data import Corpus, find_files
     from evo2cli.training.evaluation import bits_per_base, spread
 
@@ -75,8 +75,8 @@ def needle(
     """
     import torch
 
-    from evo2cli.models import open_model
-    from evo2cli.needle import recall
+    from evo2cli.evaluation.needle import recall
+    from evo2cli.models.open import open_model
 
     if threads:
         torch.set_num_threads(threads)

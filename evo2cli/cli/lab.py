@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from evo2cli.commands.options import Debug, Device, Quiet, Threads
-from evo2cli.messages import log
+from evo2cli.cli.options import Debug, Device, Quiet, Threads
+from evo2cli.console import log
 
 Option = typer.Option
 Layouts = Annotated[
@@ -56,10 +56,10 @@ def genomes(
     from evo2cli.errors import UserError
     from evo2cli.lab.costs import measure
     from evo2cli.lab.genomes import Bench, train
+    from evo2cli.lab.layouts import fit, n_parameters
     from evo2cli.lab.loop import Recipe
     from evo2cli.lab.report import plot_curves, write
-    from evo2cli.lab.variants import fit, n_parameters
-    from evo2cli.models import resolve_device
+    from evo2cli.models.open import resolve_device
     from evo2cli.training.data import Corpus, find_files
 
     _prepare(threads)
@@ -128,11 +128,11 @@ def tasks(
 ) -> None:
     """Train every layout on synthetic tasks: recall, multi-token recall, compression, selective copying; accuracies."""
     from evo2cli.errors import UsageError
+    from evo2cli.lab.layouts import fit, n_parameters
     from evo2cli.lab.loop import Recipe
     from evo2cli.lab.report import plot_accuracy, write
     from evo2cli.lab.tasks import TASKS, accuracy
-    from evo2cli.lab.variants import fit, n_parameters
-    from evo2cli.models import resolve_device
+    from evo2cli.models.open import resolve_device
 
     _prepare(threads)
     unknown = sorted(set(only or []) - set(TASKS))

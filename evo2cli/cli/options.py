@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from evo2cli.messages import set_level
+from evo2cli.console import set_level
 
 
 class Dtype(StrEnum):

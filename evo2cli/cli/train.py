@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evo2cli.commands.options import CpAttention, CpFir, CpLayout, CpLi, Debug, Device, Quiet, Threads
-from evo2cli.messages import log, progress_bar
+from evo2cli.cli.options import CpAttention, CpFir, CpLayout, CpLi, Debug, Device, Quiet, Threads
+from evo2cli.console import log, progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,8 +157,8 @@ def train(
 
     import torch
 
-    from evo2cli.models import resolve_device
-    from evo2cli.processes import Split
+    from evo2cli.distributed import Split
+    from evo2cli.models.open import resolve_device
     from evo2cli.training.parallel import started
 
     if threads:
@@ -263,7 +263,7 @@ def _config(values: dict[str, Any]) -> Config:
     if values["init_from"] is None:
         config = preset(values["preset"])
     else:
-        from evo2cli.models import checkpoint_of
+        from evo2cli.models.open import checkpoint_of
 
         config = checkpoint_of(values["init_from"], values["init_config"]).config
     changes = {

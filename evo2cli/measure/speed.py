@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from evo2cli.chunks import free_memory
 from evo2cli.errors import UserError
-from evo2cli.generation import generate
-from evo2cli.memory import skeleton
-from evo2cli.sampling import Sampler
-from evo2cli.timing import seconds
+from evo2cli.inference.engine import generate
+from evo2cli.inference.sampling import Sampler
+from evo2cli.inference.stream import free_memory
+from evo2cli.measure.memory import skeleton
+from evo2cli.measure.time import seconds
 from stripedhyena2 import StripedHyena2, preset
 from stripedhyena2.checkpoints import parameter_dtype
 from stripedhyena2.initialization import new_model

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from evo2cli.console import set_level
 from evo2cli.errors import UsageError, UserError
-from evo2cli.messages import set_level
 
 if TYPE_CHECKING:
     from torch.distributed import Store

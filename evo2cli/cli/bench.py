@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from evo2cli.commands.options import Debug, Device, Dtype, Precision, Quiet, Threads, Verbose
+from evo2cli.cli.options import Debug, Device, Dtype, Precision, Quiet, Threads, Verbose
 
 
 def bench(
@@ -31,8 +31,8 @@ def bench(
 
     import torch
 
-    from evo2cli.models import resolve_device, resolve_dtype
-    from evo2cli.speed import measure, random_model
+    from evo2cli.measure.speed import measure, random_model
+    from evo2cli.models.open import resolve_device, resolve_dtype
 
     if threads:
         torch.set_num_threads(threads)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evo2cli.commands.options import (
+from evo2cli.cli.options import (
     CpAttention,
     CpFir,
     CpLayout,
@@ -29,8 +29,8 @@ from evo2cli.commands.options import (
     Threads,
     Verbose,
 )
+from evo2cli.console import log, progress_bar, set_level
 from evo2cli.errors import UsageError
-from evo2cli.messages import log, progress_bar, set_level
 
 if TYPE_CHECKING:
     from evo2cli.variants.scoring import Settings
@@ -183,15 +183,15 @@ def score_variants(
     import pysam
     import torch
 
+    from evo2cli.distributed import ALONE, Split, together, written_once
     from evo2cli.io.fasta import open_reference
-    from evo2cli.models import open_model
+    from evo2cli.models.open import open_model
     from evo2cli.plotting.genes import read_genes
     from evo2cli.plotting.plot import plot as draw
     from evo2cli.plotting.plot import require_kind
     from evo2cli.plotting.points import Points, classifier
-    from evo2cli.processes import ALONE, Split, together, written_once
     from evo2cli.provenance import provenance, source_of
-    from evo2cli.variants import annotation
+    from evo2cli.variants import formats as annotation
     from evo2cli.variants.assembly import check_lengths, check_statuses
     from evo2cli.variants.run import Run, Scored
     from evo2cli.variants.scoring import Scorer, Settings, default_batch_tokens, default_window

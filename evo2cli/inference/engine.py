@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from evo2cli.chunks import chunk_length, free_memory
-from evo2cli.decoding import Decoder, Record, recorder
+from evo2cli.inference.decoding import Decoder, Record, recorder
+from evo2cli.inference.prefix import Prefix
+from evo2cli.inference.sampling import Sampler, prompt_key, uniform
+from evo2cli.inference.stream import chunk_length, free_memory
 from evo2cli.io.tokens import EOD
-from evo2cli.prefix import Prefix
-from evo2cli.sampling import Sampler, prompt_key, uniform
 from stripedhyena2 import ModelState, StripedHyena2
 from stripedhyena2.linear import packed
 

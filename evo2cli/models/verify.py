@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from evo2cli import hub
 from evo2cli.errors import UserError
+from evo2cli.models import hub
 from stripedhyena2.checkpoints import Checkpoint, native
 from stripedhyena2.checkpoints.parts import JoinedFile, whole_name
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evo2cli.chunks import chunk_length
+from evo2cli.inference.stream import chunk_length
 from stripedhyena2 import StripedHyena2
 
 BASES = np.frombuffer(b"ACGT", dtype=np.uint8)

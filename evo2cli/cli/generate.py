@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from evo2cli.commands.options import (
+from evo2cli.cli.options import (
     Debug,
     Device,
     Dtype,
@@ -23,7 +23,7 @@ from evo2cli.commands.options import (
     Threads,
     Verbose,
 )
-from evo2cli.messages import log
+from evo2cli.console import log
 
 
 class Format(StrEnum):
@@ -93,13 +93,13 @@ def generate(
     import torch
 
     from evo2cli.errors import UsageError
-    from evo2cli.generation import Sample, run_prefix
-    from evo2cli.generation import generate as samples_of
+    from evo2cli.inference.engine import Sample, run_prefix
+    from evo2cli.inference.engine import generate as samples_of
+    from evo2cli.inference.prefix import Prefix
+    from evo2cli.inference.sampling import Sampler
     from evo2cli.io.outputs import open_output
     from evo2cli.io.sequences import Record
-    from evo2cli.models import open_model
-    from evo2cli.prefix import Prefix
-    from evo2cli.sampling import Sampler
+    from evo2cli.models.open import open_model
 
     if not 0 < top_p <= 1 or not 0 <= min_p <= 1:
         raise UsageError("--top-p must be above 0 and at most 1, --min-p between 0 and 1")

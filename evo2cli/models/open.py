@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from evo2cli import hub
+from evo2cli.console import log
 from evo2cli.errors import UsageError
-from evo2cli.memory import skeleton, weight_bytes
-from evo2cli.messages import log
+from evo2cli.measure.memory import skeleton, weight_bytes
+from evo2cli.models import hub
 from stripedhyena2 import PRESETS, CheckpointError, Config, StripedHyena2, int8
 from stripedhyena2 import fp8 as fp8_module
 from stripedhyena2.checkpoints import Checkpoint, Replace, build, open_checkpoint

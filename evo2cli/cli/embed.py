@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from evo2cli.commands.options import (
+from evo2cli.cli.options import (
     CpAttention,
     CpFir,
     CpLayout,
@@ -27,7 +27,7 @@ from evo2cli.commands.options import (
     Threads,
     Verbose,
 )
-from evo2cli.messages import log, progress_bar
+from evo2cli.console import log, progress_bar
 
 
 class Pool(StrEnum):
@@ -108,14 +108,14 @@ def embed(
 
     import torch
 
-    from evo2cli.chunks import MOST
-    from evo2cli.embedding import embed as pieces_of
-    from evo2cli.embedding import find_layers
-    from evo2cli.embedding import pool as pooled
+    from evo2cli.distributed import Split, together, written_once
     from evo2cli.errors import UsageError
+    from evo2cli.inference.embedding import embed as pieces_of
+    from evo2cli.inference.embedding import find_layers
+    from evo2cli.inference.embedding import pool as pooled
+    from evo2cli.inference.stream import MOST
     from evo2cli.io.embeddings import check_name, open_embeddings
-    from evo2cli.models import open_model
-    from evo2cli.processes import Split, together, written_once
+    from evo2cli.models.open import open_model
     from evo2cli.provenance import provenance, source_of
 
     check_name(output)

@@ -14,19 +14,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from evo2cli.commands import evaluate
-from evo2cli.commands.bench import bench
-from evo2cli.commands.embed import embed
-from evo2cli.commands.generate import generate
-from evo2cli.commands.info import info
-from evo2cli.commands.lab import app as lab
-from evo2cli.commands.model import app as model
-from evo2cli.commands.options import Quiet, Verbose
-from evo2cli.commands.score import score
-from evo2cli.commands.score_variants import score_variants
-from evo2cli.commands.train import train
+from evo2cli.cli import evaluate
+from evo2cli.cli.bench import bench
+from evo2cli.cli.embed import embed
+from evo2cli.cli.generate import generate
+from evo2cli.cli.info import info
+from evo2cli.cli.lab import app as lab
+from evo2cli.cli.model import app as model
+from evo2cli.cli.options import Quiet, Verbose
+from evo2cli.cli.score import score
+from evo2cli.cli.score_variants import score_variants
+from evo2cli.cli.train import train
+from evo2cli.console import log, set_level
 from evo2cli.errors import UsageError, UserError
-from evo2cli.messages import log, set_level
 from evo2cli.version import __version__
 
 _CLOSED_PIPE = 128 + signal.SIGPIPE

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from evo2cli.commands.options import Debug, Quiet, Verbose
+from evo2cli.cli.options import Debug, Quiet, Verbose
 
 
 def info(
@@ -16,7 +16,7 @@ def info(
     """Show versions, devices, the kernels in use, and what is missing and how to get it."""
     import json
 
-    from evo2cli import environment
+    from evo2cli.measure import environment
 
     sections = {
         "versions": environment.versions(),

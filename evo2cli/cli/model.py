@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evo2cli.commands.options import Debug, ModelConfig, Quiet, Verbose
-from evo2cli.messages import log, progress_bar
+from evo2cli.cli.options import Debug, ModelConfig, Quiet, Verbose
+from evo2cli.console import log, progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,9 +35,9 @@ class Format(StrEnum):
 @app.command("list")
 def list_models(quiet: Quiet = False, debug: Debug = False) -> None:
     """List the models that --model knows by name, and where each is."""
-    from evo2cli import hub
-    from evo2cli.memory import skeleton
-    from evo2cli.models import bundled, checkpoint_of
+    from evo2cli.measure.memory import skeleton
+    from evo2cli.models import hub
+    from evo2cli.models.open import bundled, checkpoint_of
     from stripedhyena2 import preset
 
     print("name\tparameters\tlayers\tcontext\tplace")
@@ -65,8 +65,8 @@ def pull_model(
 
     --model NAME does the same on first use. HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE=1 work as everywhere.
     """
-    from evo2cli import hub
     from evo2cli.errors import UserError
+    from evo2cli.models import hub
 
     if name not in hub.REPOSITORIES:
         raise UserError(f"no published model {name!r}; there are {', '.join(hub.REPOSITORIES)}")
@@ -89,7 +89,7 @@ def model_info(
     """Say what a checkpoint is and what memory it needs, without reading its weights."""
     import json as json_module
 
-    from evo2cli.models import checkpoint_of
+    from evo2cli.models.open import checkpoint_of
 
     checkpoint = checkpoint_of(name, model_config)
     for remark in checkpoint.remarks:
@@ -101,7 +101,7 @@ def model_info(
 def _facts(checkpoint: Checkpoint, batch: int, length: int, devices: int) -> dict[str, Any]:
     import torch
 
-    from evo2cli.memory import needed
+    from evo2cli.measure.memory import needed
     from stripedhyena2.config import LAYERS
 
     c = checkpoint.config
@@ -181,8 +181,8 @@ def verify_model(name: Name, model_config: ModelConfig = None, quiet: Quiet = Fa
 
     Where there are none, every tensor is read and must be finite, and the sha256 is printed for you to compare.
     """
-    from evo2cli.models import checkpoint_of
-    from evo2cli.verification import verify
+    from evo2cli.models.open import checkpoint_of
+    from evo2cli.models.verify import verify
 
     checkpoint = checkpoint_of(name, model_config)
     with progress_bar("verifying", beside="-") as advance:
@@ -202,7 +202,7 @@ def convert_model(
     """Write a checkpoint in another format, every weight as it is; at most one file's share of it is in memory."""
     from dataclasses import replace
 
-    from evo2cli.models import checkpoint_of
+    from evo2cli.models.open import checkpoint_of
     from stripedhyena2.checkpoints.conversion import convert
 
     checkpoint = checkpoint_of(source, model_config)

@@ -1,0 +1,1 @@
+"""Running a model over sequences: streams, likelihoods, generation, embeddings."""

@@ -1,0 +1,1 @@
+"""Memory, time, speed, and the machine they are measured on."""

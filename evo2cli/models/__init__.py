@@ -1,0 +1,1 @@
+"""Models by name, path or hub."""
