@@ -8,14 +8,13 @@ import re
 import pandas as pd
 import pysam
 import pytest
-from fake_model import CONTIG, FakeModel
+from fake_model import COLUMNS, CONTIG, FakeModel
 from pysam import bcftools
 
 from evo2cli.io.fasta import open_reference
 from evo2cli.variants.scoring import score_variants
 from evo2cli.variants.variant import Variant
 
-COLUMNS = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
 OURS = re.compile(r";?EVO2_[A-Z_]+=[^;\t\n]*")
 
 # Every kind of allele and place; c1 begins TTGACC and ends GCTAAC.

@@ -7,8 +7,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pysam
 import pytest
-from fake_model import CONTIG
-from test_score_variants import COLUMNS, lines, read_back
+from fake_model import COLUMNS, CONTIG
+from test_score_variants import lines, read_back
 
 META = (
     '##INFO=<ID=END,Number=1,Type=Integer,Description="End">\n##FILTER=<ID=q10,Description="Quality, below \\"10\\"">\n'

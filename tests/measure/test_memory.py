@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_model import CONTIG
 
-SOURCES = os.pathsep.join(str(Path(__file__).parents[2] / folder) for folder in ("", "kernels", "model", "tests/cli"))
+SOURCES = os.pathsep.join(str(Path(__file__).parents[2] / folder) for folder in ("", "kernels", "model", "tests"))
 # The fake model, but with nothing to remember, so that a record takes microseconds.
 PROGRAM = """
 import resource, sys

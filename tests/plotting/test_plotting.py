@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_model import CONTIG, FakeModel
+from fake_model import COLUMNS, CONTIG, FakeModel
 from PIL import Image
-from test_score_variants import COLUMNS
 
 from evo2cli.errors import UserError
 from evo2cli.io.fasta import Reference

@@ -12,7 +12,7 @@ from evo2cli import Evo2, api
 from evo2cli.errors import UserError
 from stripedhyena2 import CheckpointError
 
-DATA = Path(__file__).parents[1] / "conformance" / "data"
+DATA = Path(__file__).parent / "conformance" / "data"
 SEQUENCES = ["GATTACA" * 9, "ACGTN", "TT", "GGGCATCA" * 4]
 
 
