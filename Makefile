@@ -1,6 +1,6 @@
 # make demo        score the phiX174 example with the bundled model and draw the picture
 # make test        the tests that take seconds; `make test-slow` runs the others
-# make check       everything a change must pass: lint, format, types, tests
+# make check       everything a change must pass: lint, format, types, and make test
 # make clean       remove the virtual environment, results and caches
 
 PYTHON ?= python3
@@ -25,7 +25,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(PYTEST) -m "not slow"
+	$(MAKE) test
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
