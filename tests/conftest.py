@@ -1,7 +1,9 @@
 """What all tests share."""
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,30 @@ def fasta(tmp_path: Path) -> Path:
     path = tmp_path / "ref.fa"
     path.write_text(f">c1 first\n{CONTIG[:50]}\n{CONTIG[50:]}\n>low\n{CONTIG[:20].lower()}\n>iupac\nACGTNACGRTACGT\n")
     return path
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """A context in which score-variants stops as by Ctrl-C, behind its first checkpoint and before its last.
+
+    The thread that writes is at most two chunks behind, so that the first of four chunks has been written.
+    """
+    from evo2cli.variants.scoring import Scorer
+
+    @contextmanager
+    def interrupted():
+        score, calls = Scorer.score, count()
+
+        def failing(self, placements):
+            if next(calls) == 4:
+                raise KeyboardInterrupt
+            return score(self, placements)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Scorer, "score", failing)
+            yield
+
+    return interrupted
 
 
 @dataclass

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from evo2cli.errors import UserError
-from evo2cli.inference.embedding import embed, find_layers, layers_of, pool
+from evo2cli.inference.embedding import Layer, embed, find_layers, layers_of, pool
 from evo2cli.io import embeddings
 from evo2cli.io.tokens import reverse_complement
 from stripedhyena2 import load_model
@@ -130,6 +130,18 @@ def test_pools(net):
         close(pooled[0], expected)
         nothing = pool((piece for _, piece in embed(net, [b""], layers)), how, layers)
         assert np.isnan(nothing["blocks.2"]).all()
+
+
+def test_the_largest_of_negative_values_is_negative():
+    pieces = [{"x": np.array(rows, np.float32)} for rows in ([[-3.0, -1.0], [-5.0, -9.0]], [[-2.0, -4.0]])]
+    assert pool(pieces, "max", [Layer("x", "x", 1, 2)])["x"].tolist() == [[-2.0, -1.0]]
+
+
+@pytest.mark.parametrize("pieces", [[[2**25, 1, 1, 1]], [[2**25], [1], [1], [1]]])
+def test_a_mean_is_added_up_in_float64(pieces):
+    # float32 has no number between 2**25 and 2**25 + 4
+    rows = [{"x": np.array(piece, np.float32)[:, None]} for piece in pieces]
+    assert pool(rows, "mean", [Layer("x", "x", 1, 1)])["x"].tolist() == [[(2**25 + 3) / 4]]
 
 
 @pytest.fixture

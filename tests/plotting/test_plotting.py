@@ -3,12 +3,11 @@ import json
 import re
 import shutil
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_model import COLUMNS, CONTIG, FakeModel
+from fake_model import COLUMNS, CONTIG
 from PIL import Image
 
 from evo2cli.errors import UserError
@@ -193,19 +192,10 @@ def test_pictures_show_the_classes_and_are_the_same_each_time(plotted):
     assert svg.count("<use") >= 160  # each point once along the contig and once in its class
 
 
-def test_a_resumed_run_draws_all(plotted, monkeypatch):
+def test_a_resumed_run_draws_all(plotted, interrupted):
     whole = plotted("plot.html", "--batch-tokens", 20, "--window", 16)
     expected = data_of(whole)
-    extend, calls = FakeModel.extend, [0]
-
-    def failing(self, *arguments):
-        calls[0] += 1
-        if calls[0] == 40:
-            raise KeyboardInterrupt
-        return extend(self, *arguments)
-
-    monkeypatch.setattr(FakeModel, "extend", failing)
-    with suppress(AssertionError):
+    with interrupted(), pytest.raises(AssertionError):
         plotted("plot.html", "--batch-tokens", 20, "--window", 16, "--resume")
     assert (whole.parent / ".out.tsv.journal").exists()
     assert data_of(plotted("plot.html", "--batch-tokens", 20, "--window", 16, "--resume")) == expected
