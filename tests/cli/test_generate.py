@@ -5,6 +5,7 @@ import json
 import pytest
 
 from evo2cli.io.sequences import read_fasta
+from evo2cli.models import open as models
 from stripedhyena2 import Config, save_model
 from stripedhyena2.initialization import new_model
 
@@ -19,8 +20,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def generate(folder, capfdbinary):
+def generate(folder, capfdbinary, monkeypatch):
     from evo2cli.cli.app import main
+
+    load = models.open_model
+    # In double precision, where what another batch rounds otherwise is too little to draw or print another byte.
+    monkeypatch.setattr(models, "open_model", lambda *args, **options: load(*args, **options).double())
 
     def run(*args, code=0):
         assert main(["generate", *map(str, args), "--model", str(folder), "--device", "cpu"]) == code
