@@ -15,7 +15,7 @@ import torch
 from evo2cli.inference.engine import prefill
 from evo2cli.inference.sampling import Sampler
 from evo2cli.models.open import open_model
-from stripedhyena2.linear import packed
+from stripedhyena2.layers.linear import packed
 
 
 @torch.inference_mode()

@@ -17,8 +17,8 @@ from evo2cli.inference.engine import prefill
 from evo2cli.measure.speed import bandwidth, measure, random_model
 from evo2cli.measure.time import seconds
 from stripedhyena2.attention import causal_attention
-from stripedhyena2.fixed import FixedStep
-from stripedhyena2.linear import Linear, packed
+from stripedhyena2.decode import FixedStep
+from stripedhyena2.layers.linear import Linear, packed
 
 
 @torch.inference_mode()

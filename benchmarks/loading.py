@@ -22,7 +22,7 @@ import torch
 
 from evo2cli.measure.memory import skeleton
 from stripedhyena2 import Config, preset
-from stripedhyena2.checkpoints import published
+from stripedhyena2.checkpoints import vortex
 from stripedhyena2.checkpoints.lazy import LazyTensor
 
 NAME = "random"
@@ -81,7 +81,7 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     file, fasta = args.folder / f"{NAME}.pt", args.folder / "sequence.fa"
     try:
-        published.write(file, config, random_tensors(config))
+        vortex.write(file, config, random_tensors(config))
         file.with_suffix(".yml").write_text(config.to_published())
         fasta.write_text(">s\n" + "".join("ACGT"[i * i * 7 % 31 % 4] for i in range(args.length)) + "\n")
         size = file.stat().st_size

@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from stripedhyena2.parallel import Layout, SplitOperators, Strategies
-from stripedhyena2.parallel.exchange import Exchange, Handle
+from stripedhyena2.parallel.comm import Exchange, Handle
 from stripedhyena2.parallel.shards import Shards
 
 PAIRS = [("p2p", "p2p-overlap"), ("a2a", "a2a-pipelined")]

@@ -3,8 +3,8 @@
     python benchmarks/scaling.py                                   # the tables of docs/scaling.md
     python benchmarks/scaling.py --plot docs/images/scaling.png    # and its picture
 
-The bytes and rounds are those of `stripedhyena2.parallel.cost`, which the tests compare with counted bytes at 1 to 8
-processes. Everything else is a parameter of `Machine`: nothing here was measured on a GPU.
+The bytes and rounds are those of `context_parallel_cost.py`, which the tests compare with counted bytes at
+1 to 8 processes. Everything else is a parameter of `Machine`: nothing here was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import context_parallel_cost as cost
+
 from stripedhyena2 import Config, preset
-from stripedhyena2.parallel import Layout, cost
+from stripedhyena2.parallel import Layout
 
 LENGTHS = [16_384, 131_072, 1_048_576]
 GPUS = [8, 32, 128, 512, 2048]

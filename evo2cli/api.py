@@ -27,7 +27,7 @@ from evo2cli.io.sequences import encode_tagged
 from evo2cli.io.tokens import EOD, PAD, reverse_complement
 from evo2cli.models.open import open_model
 from stripedhyena2 import PRESETS, StripedHyena2
-from stripedhyena2.fp8 import Mode
+from stripedhyena2.layers.fp8 import Mode
 
 _BATCH_SIZE = 16
 

@@ -203,7 +203,7 @@ def convert_model(
     from dataclasses import replace
 
     from evo2cli.models.open import checkpoint_of
-    from stripedhyena2.checkpoints.conversion import convert
+    from stripedhyena2.checkpoints.convert import convert
 
     checkpoint = checkpoint_of(source, model_config)
     with progress_bar("converting", beside="-") as advance:

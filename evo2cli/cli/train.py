@@ -237,7 +237,7 @@ def _settings(values: dict[str, Any]) -> Settings:
     import dataclasses
 
     from evo2cli.training.settings import Settings
-    from stripedhyena2.lora import DEFAULT_TARGETS
+    from stripedhyena2.layers.lora import DEFAULT_TARGETS
 
     names = {f.name for f in dataclasses.fields(Settings)}
     own = {name: value for name, value in values.items() if name in names and name != "config"}
@@ -339,7 +339,7 @@ def _write_exports(run: Run, model: Path | None, adapter: Path | None) -> None:
     import torch
 
     from evo2cli.training.run import export
-    from stripedhyena2.lora import save_adapter
+    from stripedhyena2.layers.lora import save_adapter
 
     if model is not None:
         bits = {name: round(b, 4) for name, b in run.validate(sys.maxsize).items()} if run.valid else {}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evo2cli.console import log
 from stripedhyena2 import ModelState, StripedHyena2
-from stripedhyena2.fixed import FixedStep
+from stripedhyena2.decode import FixedStep
 
 STEADY_TOKENS = 8
 """A graph is recorded when the same rows have taken so many tokens without one."""

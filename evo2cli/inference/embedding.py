@@ -13,7 +13,7 @@ from evo2cli.errors import UserError
 from evo2cli.inference.stream import chunk_length
 from evo2cli.io.tokens import pad
 from stripedhyena2 import ModelState, StripedHyena2
-from stripedhyena2.checkpoints import published
+from stripedhyena2.checkpoints import vortex
 
 Rows = dict[str, np.ndarray]
 """By the names of layers, what they put out (k, width) for k neighbouring bases of a sequence."""
@@ -52,7 +52,7 @@ def layers_of(model: StripedHyena2) -> dict[str, Layer]:
     """
     modules = {name: module for name, module in model.named_modules() if name not in ("", "blocks", "unembedding")}
     names: list[tuple[str, str, Order]] = [(name, name, _as_it_is) for name in modules]
-    for entry in published.entries(model.config):
+    for entry in vortex.entries(model.config):
         module, _, parameter = entry.native.rpartition(".")
         if module in modules and parameter in ("weight", "scale"):
             names.append((entry.published.rpartition(".")[0], module, entry.save))

@@ -19,7 +19,7 @@ from evo2cli.inference.sampling import Sampler, prompt_key, uniform
 from evo2cli.inference.stream import chunk_length, free_memory
 from evo2cli.io.tokens import EOD
 from stripedhyena2 import ModelState, StripedHyena2
-from stripedhyena2.linear import packed
+from stripedhyena2.layers.linear import packed
 
 TOKENS_TO_PACK_FOR = 32
 """Packing takes about what ten tokens do, and saves a quarter of every one."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from stripedhyena2 import Config, StripedHyena2
 from stripedhyena2.checkpoints import parameter_dtype
-from stripedhyena2.placement import shares
+from stripedhyena2.parallel.placement import shares
 from stripedhyena2.state import AttentionState
 
 

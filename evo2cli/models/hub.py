@@ -55,7 +55,7 @@ def find_cached(name: str) -> Path | None:
 
 def _whole(file: Path) -> Path | None:
     """The checkpoint that this is, or is the first part of; None while its end is not there."""
-    from stripedhyena2.checkpoints.parts import JoinedFile, files_of, whole_name
+    from stripedhyena2.checkpoints.torch_file import JoinedFile, files_of, whole_name
     from stripedhyena2.errors import CheckpointError
 
     try:

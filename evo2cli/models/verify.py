@@ -9,7 +9,7 @@ from pathlib import Path
 from evo2cli.errors import UserError
 from evo2cli.models import hub
 from stripedhyena2.checkpoints import Checkpoint, native
-from stripedhyena2.checkpoints.parts import JoinedFile, whole_name
+from stripedhyena2.checkpoints.torch_file import JoinedFile, whole_name
 
 Advance = Callable[[float | None, str], None]
 

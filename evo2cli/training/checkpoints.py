@@ -27,7 +27,7 @@ from evo2cli.errors import UserError
 from evo2cli.training.parallel import Ranks
 from stripedhyena2 import CheckpointError, Config
 from stripedhyena2.checkpoints import native
-from stripedhyena2.lora import merged_tensors
+from stripedhyena2.layers.lora import merged_tensors
 
 # that a run of one process writes alone is no news
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")

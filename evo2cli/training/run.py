@@ -45,7 +45,7 @@ from stripedhyena2 import Config, StripedHyena2
 from stripedhyena2.checkpoints import native, parameter_dtype
 from stripedhyena2.flops import training_flops
 from stripedhyena2.initialization import new_model, prepare_for_training
-from stripedhyena2.lora import add_lora
+from stripedhyena2.layers.lora import add_lora
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

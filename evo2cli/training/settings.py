@@ -57,7 +57,7 @@ class Settings:
     init_config: str | None = None
     keep_optimizer: bool = False
     lora: dict[str, Any] | None = None
-    """rank, alpha, targets, also: as `stripedhyena2.lora.add_lora` takes them."""
+    """rank, alpha, targets, also: as `stripedhyena2.layers.lora.add_lora` takes them."""
     parallel: str = "ddp"
     reshard: bool = True
     sources: dict[str, str] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from filelock import FileLock
 from evo2cli.errors import UserError
 from evo2cli.io.streams import Input, readable
 from evo2cli.training.targets import first_foreign, mark_tags
-from stripedhyena2.checkpoints.staging import replace
+from stripedhyena2.atomic import replace
 
 FORMAT = 1
 BYTES, INDEX = "bytes.bin", "index.json"

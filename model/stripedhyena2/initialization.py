@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from stripedhyena2.backbone import GatedMLP, RMSNorm, StripedHyena2
 from stripedhyena2.config import Config
 from stripedhyena2.mixers import Attention, Hyena, HyenaLI, HyenaMR, HyenaSE
+from stripedhyena2.model import GatedMLP, RMSNorm, StripedHyena2
 from stripedhyena2.phalanx import Phalanx
 
 MR_SCALE = 1e-5

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hyena_kernels import CoreState
 from stripedhyena2.config import Config
-from stripedhyena2.linear import Linear
+from stripedhyena2.layers.linear import Linear
 from stripedhyena2.operators import LOCAL, Operators
 from stripedhyena2.phalanx import Phalanx
 from stripedhyena2.state import AttentionState, HyenaState

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from stripedhyena2.config import PHALANX_HEAD as HEAD
 from stripedhyena2.config import Config
-from stripedhyena2.linear import Linear
+from stripedhyena2.layers.linear import Linear
 from stripedhyena2.operators import LOCAL, Operators
 from stripedhyena2.state import PhalanxState
 

@@ -13,7 +13,7 @@ from evo2cli.measure import memory
 from evo2cli.models import hub
 from evo2cli.models import open as models
 from stripedhyena2 import PRESETS, load_model, preset
-from stripedhyena2.int8 import Int8Linear, quantize
+from stripedhyena2.layers.int8 import Int8Linear, quantize
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"
 PT, YML = DATA / "evo2-like-d96.pt", DATA / "evo2-like-d96.yml"

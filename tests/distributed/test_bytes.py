@@ -4,8 +4,9 @@ import pytest
 import torch
 from cases import CASES, HEADS, MODES, SHARD, TAPS, B, D, arguments, call, strategies_of
 
-from stripedhyena2.parallel import KINDS, Layout, SplitOperators, cost
-from stripedhyena2.parallel.exchange import Exchange
+from benchmarks import context_parallel_cost as cost
+from stripedhyena2.parallel import KINDS, Layout, SplitOperators
+from stripedhyena2.parallel.comm import Exchange
 from stripedhyena2.parallel.shards import Shards
 
 

@@ -7,7 +7,7 @@ from cases import CASES, SHARD, arguments, strategies_of, weight_of, with_gradie
 
 from stripedhyena2.operators import LOCAL
 from stripedhyena2.parallel import KINDS, Layout, SplitOperators
-from stripedhyena2.parallel.exchange import Exchange
+from stripedhyena2.parallel.comm import Exchange
 from stripedhyena2.parallel.shards import Shards
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

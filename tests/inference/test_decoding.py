@@ -10,7 +10,7 @@ from evo2cli.inference.decoding import STEADY_TOKENS, Decoder, recorder
 from evo2cli.inference.engine import generate, prefill
 from evo2cli.inference.sampling import Sampler
 from stripedhyena2 import Config, ModelState
-from stripedhyena2.fixed import ROOM_MULTIPLE, FixedStep
+from stripedhyena2.decode import ROOM_MULTIPLE, FixedStep
 from stripedhyena2.initialization import new_model
 
 LAYOUTS = ["SDH*", "*P*PS"]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from stripedhyena2 import CheckpointError, Config, load_model
 from stripedhyena2.checkpoints import native, open_checkpoint, running_tensors, savanna, torch_file
-from stripedhyena2.checkpoints.conversion import FORMATS, convert
-from stripedhyena2.checkpoints.parts import JoinedFile, files_of
+from stripedhyena2.checkpoints.convert import FORMATS, convert
+from stripedhyena2.checkpoints.torch_file import JoinedFile, files_of
 from stripedhyena2.initialization import new_model
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"

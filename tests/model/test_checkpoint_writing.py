@@ -10,7 +10,7 @@ import torch
 
 from stripedhyena2 import CheckpointError, Config, load_model, save_model
 from stripedhyena2.checkpoints import open_checkpoint
-from stripedhyena2.checkpoints.conversion import FORMATS, convert
+from stripedhyena2.checkpoints.convert import FORMATS, convert
 from stripedhyena2.initialization import new_model
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"

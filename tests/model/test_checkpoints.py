@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from stripedhyena2 import PRESETS, CheckpointError, Config, ConfigError, load_model, preset, save_model
-from stripedhyena2.checkpoints import native, open_checkpoint, published, running_tensors
-from stripedhyena2.checkpoints.conversion import convert
+from stripedhyena2.checkpoints import native, open_checkpoint, running_tensors, vortex
+from stripedhyena2.checkpoints.convert import convert
 from stripedhyena2.initialization import new_model, prepare_for_training
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"
@@ -68,7 +68,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(model, tmp_path):
 
 
 def test_published_round_trip_keeps_every_bit(model, tmp_path):
-    published.save(tmp_path / "m.pt", model.config, dict(running_tensors(model)))
+    vortex.save(tmp_path / "m.pt", model.config, dict(running_tensors(model)))
     assert same(model, load_model(tmp_path / "m.pt", config=model.config))
     before, after = contents(PT), contents(tmp_path / "m.pt")
     tensors = {k for k, v in before.items() if isinstance(v, torch.Tensor)}
@@ -163,7 +163,7 @@ def test_a_written_configuration_reads_as_the_same(name, tmp_path):
 
 def test_the_wrong_preset_names_the_right_one(tmp_path):
     right, wrong = preset("prok-mini"), preset("50m")
-    published.save(tmp_path / "m.pt", right, dict(running_tensors(new_model(right, 0))))
+    vortex.save(tmp_path / "m.pt", right, dict(running_tensors(new_model(right, 0))))
     refuse(tmp_path / "m.pt", "lacks .* keys.*its tensors fit prok-mini", config=wrong)
     refuse(tmp_path / "m.pt", r"a preset \(its tensors fit prok-mini\)", config=None)
     refuse(tmp_path / "m.pt", r"embedding_layer.weight has shape \(512, 128\)", config=replace(right, d_model=64))

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from stripedhyena2 import Config
-from stripedhyena2 import linear as module
 from stripedhyena2.initialization import new_model
-from stripedhyena2.linear import Linear, linear, packed
+from stripedhyena2.layers import linear as module
+from stripedhyena2.layers.linear import Linear, linear, packed
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float64: 1e-12}
 SHAPES = [(1,), (1, 1), (2,), (3, 1), (4, 16), (5, 13), (0, 3)]

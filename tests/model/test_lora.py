@@ -5,7 +5,7 @@ import torch
 
 from stripedhyena2 import CheckpointError, Config, ConfigError, StripedHyena2
 from stripedhyena2.initialization import new_model, prepare_for_training
-from stripedhyena2.lora import adapter_tensors, add_lora, load_adapter, merged_tensors, save_adapter
+from stripedhyena2.layers.lora import adapter_tensors, add_lora, load_adapter, merged_tensors, save_adapter
 
 TINY = Config(layout="SDH*", d_model=16, n_heads=2, d_mlp=24, se_groups=2, mr_groups=2, context=64)
 IDS = torch.randint(65, 85, (2, 40), generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from stripedhyena2 import CheckpointError, Config, ConfigError, ModelState, load_model, save_model
-from stripedhyena2.checkpoints import published
+from stripedhyena2.checkpoints import vortex
 from stripedhyena2.initialization import new_model, prepare_for_training
 from stripedhyena2.phalanx import Phalanx
 
@@ -175,6 +175,6 @@ def test_what_does_not_fit_is_refused(tmp_path):
         Config(layout="S", **SHAPE | {"d_mlp": -1})
     for config, what in ((CONFIG, "Phalanx"), (Config(layout="S", **SHAPE | {"d_mlp": 0}), "blocks without")):
         with pytest.raises(CheckpointError, match=f"the published format has no {what}"):
-            published.save(tmp_path / "m.pt", config, {})
+            vortex.save(tmp_path / "m.pt", config, {})
         with pytest.raises(CheckpointError, match=f"the published format has no {what}"):
-            published.native_tensors(tmp_path / "m.pt", {}, config)
+            vortex.native_tensors(tmp_path / "m.pt", {}, config)

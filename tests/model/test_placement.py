@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stripedhyena2 import load_model
 from stripedhyena2.checkpoints import build, open_checkpoint
-from stripedhyena2.placement import _bring_inputs, connect, shares
+from stripedhyena2.parallel.placement import _bring_inputs, connect, shares
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"
 PT, YML = DATA / "evo2-like-d96.pt", DATA / "evo2-like-d96.yml"

@@ -12,9 +12,9 @@ from torch import nn
 
 from stripedhyena2 import PRESETS, CheckpointError, ConfigError, load_model, save_model
 from stripedhyena2.checkpoints import build, open_checkpoint
-from stripedhyena2.checkpoints.conversion import convert
-from stripedhyena2.fp8 import FP8Linear, FP8Projections, multiplies_fp8, needs_fp8, resolve, to_e4m3
-from stripedhyena2.int8 import Int8Linear, quantize
+from stripedhyena2.checkpoints.convert import convert
+from stripedhyena2.layers.fp8 import FP8Linear, FP8Projections, multiplies_fp8, needs_fp8, resolve, to_e4m3
+from stripedhyena2.layers.int8 import Int8Linear, quantize
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"
 PT, YML = DATA / "evo2-like-d96.pt", DATA / "evo2-like-d96.yml"

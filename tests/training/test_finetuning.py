@@ -9,7 +9,7 @@ import torch
 from evo2cli.cli.app import main
 from evo2cli.training.checkpoints import training_state
 from stripedhyena2 import load_model
-from stripedhyena2.lora import load_adapter
+from stripedhyena2.layers.lora import load_adapter
 
 
 @pytest.fixture

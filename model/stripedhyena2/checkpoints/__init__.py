@@ -11,12 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stripedhyena2.backbone import StripedHyena2
 from stripedhyena2.checkpoints import native
-from stripedhyena2.checkpoints.loading import Replace, Source, build, keep, parameter_dtype
-from stripedhyena2.checkpoints.opening import Checkpoint, open_checkpoint
+from stripedhyena2.checkpoints.checkpoint import (
+    Checkpoint,
+    Replace,
+    Source,
+    build,
+    keep,
+    open_checkpoint,
+    parameter_dtype,
+)
 from stripedhyena2.config import Config
 from stripedhyena2.errors import CheckpointError
+from stripedhyena2.model import StripedHyena2
 
 __all__ = [
     "Checkpoint",

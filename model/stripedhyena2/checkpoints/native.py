@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stripedhyena2.atomic import replacing
 from stripedhyena2.checkpoints.lazy import LazyTensor, in_memory
-from stripedhyena2.checkpoints.staging import replacing
 from stripedhyena2.config import Config
 from stripedhyena2.errors import CheckpointError
 

@@ -3,6 +3,6 @@
 from stripedhyena2.parallel.context import ContextParallel, install, parallelize
 from stripedhyena2.parallel.layout import KINDS, Layout
 from stripedhyena2.parallel.operators import SplitOperators, Strategies
-from stripedhyena2.parallel.whole import SplitModel
+from stripedhyena2.parallel.split_model import SplitModel
 
 __all__ = ["KINDS", "ContextParallel", "Layout", "SplitModel", "SplitOperators", "Strategies", "install", "parallelize"]

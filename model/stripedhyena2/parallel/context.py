@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from hyena_kernels.swr.state import REACH
-from stripedhyena2.backbone import StripedHyena2
 from stripedhyena2.config import Config
+from stripedhyena2.model import StripedHyena2
 from stripedhyena2.operators import install, using
-from stripedhyena2.parallel.channels import check_groups
-from stripedhyena2.parallel.exchange import Exchange
+from stripedhyena2.parallel.comm import Exchange
+from stripedhyena2.parallel.hyena import check_groups
 from stripedhyena2.parallel.layout import Layout
 from stripedhyena2.parallel.operators import SplitOperators, Strategies
+from stripedhyena2.parallel.sharded_state import whole
 from stripedhyena2.parallel.shards import Shards
-from stripedhyena2.parallel.shares import whole
 from stripedhyena2.state import ModelState
 
 

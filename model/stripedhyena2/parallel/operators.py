@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hyena_kernels import CoreState, SWRState
 from stripedhyena2.operators import Operators
-from stripedhyena2.parallel import attention, fir, modal, recurrence
+from stripedhyena2.parallel import attention, hyena, swr
 from stripedhyena2.parallel.shards import Shards
 from stripedhyena2.state import AttentionState
 
@@ -24,7 +24,8 @@ class Strategies:
     attention: str = "ring"
 
     def __post_init__(self) -> None:
-        for kind, known in (("fir", fir.STRATEGIES), ("li", modal.STRATEGIES), ("attention", attention.STRATEGIES)):
+        strategies = {"fir": hyena.FIR_STRATEGIES, "li": hyena.LI_STRATEGIES, "attention": attention.STRATEGIES}
+        for kind, known in strategies.items():
             if getattr(self, kind) not in known:
                 raise ValueError(
                     f"unknown strategy {getattr(self, kind)!r} of {kind}; choose one of {', '.join(known)}"
@@ -41,7 +42,7 @@ class SplitOperators(Operators):
     def hyena_se(  # type: ignore[override]
         self, u: Tensor, w: Tensor, h: Tensor, *, bias: Tensor | None = None, state: CoreState | None = None
     ) -> tuple[Tensor, Any]:
-        return fir.fir_core(self.strategies.fir, self.shards, u, w, h, None, bias, state)
+        return hyena.fir_core(self.strategies.fir, self.shards, u, w, h, None, bias, state)
 
     def hyena_mr(  # type: ignore[override]
         self,
@@ -53,7 +54,7 @@ class SplitOperators(Operators):
         bias: Tensor | None = None,
         state: CoreState | None = None,
     ) -> tuple[Tensor, Any]:
-        return fir.fir_core(self.strategies.fir, self.shards, u, w, h, skip, bias, state)
+        return hyena.fir_core(self.strategies.fir, self.shards, u, w, h, skip, bias, state)
 
     def hyena_li(  # type: ignore[override]
         self,
@@ -66,10 +67,10 @@ class SplitOperators(Operators):
         bias: Tensor | None = None,
         state: CoreState | None = None,
     ) -> tuple[Tensor, Any]:
-        return modal.modal_core(self.strategies.li, self.shards, u, w, log_poles, residues, skip, bias, state)
+        return hyena.modal_core(self.strategies.li, self.shards, u, w, log_poles, residues, skip, bias, state)
 
     def swr(self, a: Tensor, u: Tensor, state: SWRState | None = None) -> tuple[Tensor, Any]:  # type: ignore[override]
-        return recurrence.split_swr(self.shards, a, u, state)
+        return swr.split_swr(self.shards, a, u, state)
 
     def positions(self, first: int, length: int, device: torch.device) -> Tensor:
         return first + self.shards.layout.positions(length, device)

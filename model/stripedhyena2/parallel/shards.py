@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stripedhyena2.parallel.exchange import Exchange, Handle
+from stripedhyena2.parallel.comm import Exchange, Handle, Journey, depart
 from stripedhyena2.parallel.layout import Layout
-from stripedhyena2.parallel.travel import Journey, depart
 
 Source = Callable[[int], int]
 """The shard that a shard is sent something from; outside of the sequence means nothing, which is zeros."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stripedhyena2.backbone import StripedHyena2
+from stripedhyena2.model import StripedHyena2
 from stripedhyena2.parallel.context import ContextParallel
 from stripedhyena2.state import LayerState, ModelState
 

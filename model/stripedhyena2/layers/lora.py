@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stripedhyena2.backbone import StripedHyena2
 from stripedhyena2.checkpoints import running_tensors
 from stripedhyena2.errors import CheckpointError, ConfigError
-from stripedhyena2.linear import Linear
+from stripedhyena2.layers.linear import Linear
+from stripedhyena2.model import StripedHyena2
 
 DEFAULT_TARGETS = ("*.in_proj", "*.qkv_proj", "*.out_proj", "*.mlp.w?")
 """All projections and MLPs."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stripedhyena2.backbone import StripedHyena2
+from stripedhyena2.model import StripedHyena2
 
 Place = Callable[[str], torch.device]
 """The device of a module, by its name."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stripedhyena2.linear import linear
+from stripedhyena2.layers.linear import linear
 
 FEW_ROWS = 4
 """Up to so many rows a CPU multiplies with the bytes as they are; more pay for widening the weights."""

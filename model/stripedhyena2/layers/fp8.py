@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stripedhyena2.config import Config
 from stripedhyena2.errors import ConfigError
-from stripedhyena2.linear import linear
+from stripedhyena2.layers.linear import linear
 
 E4M3_MAX = 448.0
 _E4M3 = torch.float8_e4m3fn

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hyena_kernels.swr.state import start as swr_start
 from stripedhyena2.config import PHALANX_HEAD, Config
-from stripedhyena2.linear import Linear, linear
+from stripedhyena2.layers.linear import Linear, linear
 from stripedhyena2.mixers import MIXERS
 from stripedhyena2.state import AttentionState, HyenaState, LayerState, ModelState, PhalanxState
 

@@ -1,21 +1,24 @@
-"""From a path to a checkpoint whose tensors are known by native name and still on disk, whatever its format."""
+"""From a path to a checkpoint whose tensors are known by native name and still on disk, and from there to a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from stripedhyena2.backbone import StripedHyena2
-from stripedhyena2.checkpoints import native, published, savanna, torch_file
-from stripedhyena2.checkpoints.lazy import LazyTensor
-from stripedhyena2.checkpoints.names import demand_names
-from stripedhyena2.checkpoints.parts import files_of, whole_name
+from stripedhyena2.checkpoints import native, savanna, torch_file, vortex
+from stripedhyena2.checkpoints.lazy import LazyTensor, demand_names
+from stripedhyena2.checkpoints.torch_file import files_of, whole_name
 from stripedhyena2.config import PRESETS, Config, preset
 from stripedhyena2.errors import CheckpointError
+from stripedhyena2.model import StripedHyena2
+from stripedhyena2.parallel import placement
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def open_checkpoint(path: str | Path, config: Config | str | Path | None = None)
     asked = _config_for(path, config, state)
     if training is not None:
         state = savanna.to_published(training, asked)
-    resolved = published.refine(asked, state)
+    resolved = vortex.refine(asked, state)
     remarks = []
     if resolved != asked:
         remarks.append(f"{path} has MLPs of width {resolved.d_mlp}, not {asked.d_mlp}; the tensors are believed")
@@ -90,8 +93,8 @@ def open_checkpoint(path: str | Path, config: Config | str | Path | None = None)
         "vortex" if training is None else "savanna",
         files_of(path),
         resolved,
-        published.native_tensors(path, state, resolved),
-        fp8_scales=published.fp8_scales(state, resolved),
+        vortex.native_tensors(path, state, resolved),
+        fp8_scales=vortex.fp8_scales(state, resolved),
         remarks=remarks,
     )
 
@@ -122,8 +125,79 @@ def _config_for(path: Path, config: Config | str | Path | None, state: Mapping[s
         return Config.from_published(whole.with_suffix(".yml"))
     if whole.stem in PRESETS:
         return preset(whole.stem)
-    fitting = published.fitting_presets(state)
+    fitting = vortex.fitting_presets(state)
     guess = f" (its tensors fit {', '.join(fitting)})" if fitting else ""
     raise CheckpointError(
         f"{path} has no preset's name and no YAML beside it; give its configuration: a preset{guess} or a YAML"
     )
+
+
+FLOAT32_PARAMETERS = ("featurizer", "featurizer_bias", "h", "skip", "log_poles", "residues")
+"""Filters and poles: never held in less than float32 (at long context a pole's powers in bf16 merge positions)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's weights came from."""
+
+    path: Path
+    name: str
+    files: tuple[Path, ...]
+
+    @cached_property
+    def checksum(self) -> str:
+        """sha256 of the bytes of the weight files, one after the other: of a split file that of the whole."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+Replace = Callable[[str, nn.Module], nn.Module]
+"""Given a module's name and the module with its tensors in place: the module to put there."""
+
+
+def parameter_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a model of this dtype holds the parameter."""
+    keep = name.rpartition(".")[2] in FLOAT32_PARAMETERS
+    return torch.promote_types(dtype, torch.float32) if keep else dtype
+
+
+def keep(name: str, module: nn.Module) -> nn.Module:
+    """The `Replace` that replaces nothing."""
+    return module
+
+
+def build(
+    checkpoint: Checkpoint,
+    devices: Sequence[torch.device | str] = ("cpu",),
+    dtype: torch.dtype = torch.float32,
+    replace: Replace = keep,
+) -> StripedHyena2:
+    """The model of a checkpoint, in eval mode; every tensor is read once, straight to its place.
+
+    Args:
+        devices: where the weights go; on several, the blocks are split between them (see `placement`).
+        dtype: of the dense weights; filters and poles stay float32 (or become float64).
+        replace: called with each module as soon as it has its tensors, so that a large one never exists beside the
+            rounded one that stands for it.
+
+    Raises:
+        CheckpointError: a file of the checkpoint became shorter.
+    """
+    with torch.device("meta"):
+        model = StripedHyena2(checkpoint.config)
+    home = placement.split(model, [torch.device(d) for d in devices])
+    for module_name, module in list(model.named_modules()):
+        parameters = dict(module.named_parameters(recurse=False))
+        for name in parameters:
+            full = f"{module_name}.{name}"
+            value = checkpoint.tensors[full].read().to(home(module_name), parameter_dtype(full, dtype)).contiguous()
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
+        if parameters and module_name:
+            model.set_submodule(module_name, replace(module_name, module))
+    placement.connect(model, home)
+    object.__setattr__(model, "source", Source(checkpoint.path, checkpoint.name, tuple(checkpoint.files)))
+    return model.eval()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stripedhyena2.backbone import StripedHyena2
+from stripedhyena2.model import StripedHyena2
 from stripedhyena2.operators import Operators, using
 from stripedhyena2.state import AttentionState, HyenaState, ModelState, PhalanxState
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hyena_kernels.swr.state import BLOCK
+from stripedhyena2.parallel.attention import Route
 from stripedhyena2.parallel.layout import Layout
-from stripedhyena2.parallel.ring import Route
 
 
 @dataclass(frozen=True)

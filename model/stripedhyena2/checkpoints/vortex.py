@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stripedhyena2.atomic import replacing
 from stripedhyena2.checkpoints import torch_file
-from stripedhyena2.checkpoints.lazy import LazyTensor, in_memory
-from stripedhyena2.checkpoints.names import demand_names
-from stripedhyena2.checkpoints.staging import replacing
+from stripedhyena2.checkpoints.lazy import LazyTensor, demand_names, in_memory
 from stripedhyena2.config import PRESETS, Config
 from stripedhyena2.errors import CheckpointError
 from stripedhyena2.mixers import rotary_frequencies

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from hyena_kernels import swr
 from hyena_kernels.swr.state import BLOCK, REACH, SWRState, start
-from stripedhyena2.parallel.fir import end_halo, start_halo
+from stripedhyena2.parallel.hyena import end_halo, start_halo
+from stripedhyena2.parallel.sharded_state import Last, Recurrence
 from stripedhyena2.parallel.shards import Shards
-from stripedhyena2.parallel.shares import Last, Recurrence
 
 
 def split_swr(shards: Shards, a: Tensor, u: Tensor, state: SWRState | None) -> tuple[Tensor, Recurrence]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stripedhyena2.checkpoints import native, published, savanna
-from stripedhyena2.checkpoints.opening import Checkpoint
-from stripedhyena2.checkpoints.staging import replacing
+from stripedhyena2.atomic import replacing
+from stripedhyena2.checkpoints import native, savanna, vortex
+from stripedhyena2.checkpoints.checkpoint import Checkpoint
 from stripedhyena2.errors import CheckpointError
 
 FORMATS = ("native", "vortex", "savanna")
@@ -30,8 +30,8 @@ def convert(checkpoint: Checkpoint, to: str, path: str | Path) -> None:
         native.write(path, config, tensors, notes=checkpoint.notes, fp8_scales=checkpoint.fp8_scales)
         return
     if to == "vortex":
-        published.write(path, config, tensors)
+        vortex.write(path, config, tensors)
     else:
-        published.write_file(path, savanna.from_published(published.published_tensors(config, tensors), config))
+        vortex.write_file(path, savanna.from_published(vortex.published_tensors(config, tensors), config))
     with replacing(yml, 0) as staging:
         staging.write_text(config.to_published())
