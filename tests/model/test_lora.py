@@ -28,7 +28,8 @@ def train_a_little(model):
 
 
 def test_an_untrained_adapter_changes_nothing():
-    assert torch.equal(adapted()(IDS), prepare_for_training(new_model(TINY, 0))(IDS))
+    plain = prepare_for_training(new_model(TINY, 0))
+    torch.testing.assert_close(adapted()(IDS), plain(IDS), rtol=1e-5, atol=1e-6)
 
 
 def test_only_what_is_asked_for_trains():

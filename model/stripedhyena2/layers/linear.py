@@ -8,6 +8,7 @@ bfloat16 on a CPU that does not multiply in bfloat16 are widened a layer at a ti
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -28,8 +29,13 @@ PACKED_WEIGHTS = 1 << 18
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU has units for products in bfloat16, and PyTorch the library that uses them."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether this CPU has units for products in bfloat16, and PyTorch the library that uses them.
+
+    Not where ATEN_CPU_CAPABILITY forbids an x86 CPU its AVX-512: PyTorch's attention then raises an error.
+    """
+    forbidden = platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability() != "AVX512"
+    available = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return available and not forbidden
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
