@@ -8,19 +8,26 @@ from evo2cli.io.bed import Region, read_bed
 from evo2cli.io.fasta import Reference
 
 
+def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same places in order, spans [start, end) that overlap or touch made one, and empty ones left out."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], end))
+        elif start < end:
+            found.append((start, end))
+    return found
+
+
 class Regions:
     """Regions of a reference, merged where they touch; a contig's other customary names find its regions as well."""
 
     def __init__(self, regions: Iterable[Region], reference: Reference):
         self._reference = reference
-        merged: dict[str, list[tuple[int, int]]] = {}
-        for region in sorted(regions, key=lambda region: (region.start, region.end)):
-            spans = merged.setdefault(region.contig, [])
-            if spans and region.start <= spans[-1][1]:
-                spans[-1] = (spans[-1][0], max(spans[-1][1], region.end))
-            elif region.start < region.end:
-                spans.append((region.start, region.end))
-        self._merged = {contig: merged[contig] for contig in reference.lengths if merged.get(contig)}
+        of: dict[str, list[tuple[int, int]]] = {}
+        for region in regions:
+            of.setdefault(region.contig, []).append((region.start, region.end))
+        self._merged = {contig: spans for contig in reference.lengths if (spans := merged(of.get(contig, [])))}
 
     @property
     def spans(self) -> list[tuple[str, int, int]]:

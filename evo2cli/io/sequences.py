@@ -1,15 +1,13 @@
 """Sequences one after another: FASTA records, or one sequence a line."""
 
 import io
-import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from Bio.SeqIO.FastaIO import SimpleFastaParser
-
 from evo2cli.console import log
 from evo2cli.errors import UserError
+from evo2cli.io.fasta import fasta_records, is_fasta
 from evo2cli.io.streams import Input, readable
 from evo2cli.io.tokens import encode
 
@@ -31,12 +29,8 @@ def read_fasta(path: str) -> Iterator[Record]:
     A sequence holds IUPAC nucleotide codes, behind a phylogenetic tag `|...|` if it has one; it may be empty. UserError
     names the file and the record of anything else.
     """
-    with Input(path) as source, readable(source.name):
-        text = io.TextIOWrapper(source.stream, encoding="latin-1")
-        first = _first_line(text)
-        if first and not first.startswith(">"):
-            raise UserError(f"{source.name} is not a FASTA file: it does not start with >; give nucleotide FASTA")
-        yield from _records(source.name, itertools.chain([first] if first else [], text))
+    with Input(path) as source:
+        yield from _records(source)
 
 
 def remark_repeats(path: str, records: Iterable[Record]) -> Iterator[Record]:
@@ -52,12 +46,10 @@ def remark_repeats(path: str, records: Iterable[Record]) -> Iterator[Record]:
 def read_prompts(path: str) -> Iterator[Record]:
     """Prompts from FASTA, or from text with one a line (named by their line numbers)."""
     with Input(path) as source, readable(source.name):
-        text = io.TextIOWrapper(source.stream, encoding="latin-1")
-        first = _first_line(text)
-        if first.startswith(">"):
-            yield from _records(source.name, itertools.chain([first], text))
+        if is_fasta(source):
+            yield from _records(source)
             return
-        for number, line in enumerate(itertools.chain([first] if first else [], text), 1):
+        for number, line in enumerate(io.TextIOWrapper(source.stream, encoding="latin-1"), 1):
             if line.strip():
                 yield Record(str(number), encode_nucleotides(line.strip(), f"{source.name}: line {number}"))
 
@@ -84,11 +76,6 @@ def encode_nucleotides(sequence: str, record: str) -> bytes:
     return tokens
 
 
-def _first_line(text: io.TextIOWrapper) -> str:
-    return next((line for line in text if line.strip()), "")
-
-
-def _records(source: str, lines: Iterator[str]) -> Iterator[Record]:
-    for title, sequence in SimpleFastaParser(lines):
-        name = title.split(maxsplit=1)[0] if title.strip() else "(unnamed)"
-        yield Record(name, encode_nucleotides(sequence, f"{source}: record {name}"))
+def _records(source: Input) -> Iterator[Record]:
+    for name, sequence in fasta_records(source):
+        yield Record(name, encode_nucleotides(sequence, f"{source.name}: record {name}"))

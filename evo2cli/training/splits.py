@@ -10,6 +10,7 @@ import numpy as np
 from evo2cli.errors import UserError
 from evo2cli.io.bed import read_bed
 from evo2cli.io.fasta import Reference
+from evo2cli.io.regions import merged
 from evo2cli.training.data import Corpus
 
 
@@ -35,7 +36,7 @@ def hold_out(corpus: Corpus, names: list[str], beds: list[str]) -> tuple[Corpus,
     kept = [(i, start, end) for i in range(len(corpus.names)) for start, end in _gaps(corpus, i, held.get(i, []))]
     if held and not kept:
         raise UserError("everything is held out and nothing left to train on; hold out less")
-    out = [(i, start, end) for i, regions in sorted(held.items()) for start, end in _merged(regions)]
+    out = [(i, start, end) for i, regions in sorted(held.items()) for start, end in merged(regions)]
     return _pieces(corpus, kept), _pieces(corpus, out)
 
 
@@ -45,7 +46,7 @@ def only(corpus: Corpus, beds: list[str]) -> Corpus:
     for bed in beds:
         for i, start, end in _regions(corpus, bed):
             chosen.setdefault(i, []).append((start, end))
-    return _pieces(corpus, [(i, *region) for i, regions in sorted(chosen.items()) for region in _merged(regions)])
+    return _pieces(corpus, [(i, *region) for i, regions in sorted(chosen.items()) for region in merged(regions)])
 
 
 def _named(corpus: Corpus, wanted: str) -> list[int]:
@@ -80,19 +81,9 @@ def _no_bases(contig: str, start: int, end: int) -> str:
     raise NotImplementedError("only the lengths are asked for")
 
 
-def _merged(regions: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
-    for start, end in sorted(regions):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return merged
-
-
 def _gaps(corpus: Corpus, i: int, regions: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """What the regions leave of a sequence."""
-    edges = np.array([0, *np.ravel(_merged(regions)).astype(int), corpus.sequences[i].size]).reshape(-1, 2)
+    edges = np.array([0, *np.ravel(merged(regions)).astype(int), corpus.sequences[i].size]).reshape(-1, 2)
     return [(int(start), int(end)) for start, end in edges if start < end]
 
 

@@ -7,7 +7,6 @@ STORES/NAME-HASH/index.json   the source (path, size, time, sha256), the records
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from Bio.SeqIO.FastaIO import SimpleFastaParser
 from filelock import FileLock
 
 from evo2cli.errors import UserError
-from evo2cli.io.streams import Input, readable
+from evo2cli.io.fasta import fasta_records
+from evo2cli.io.streams import Input
 from evo2cli.training.targets import first_foreign, mark_tags
 from stripedhyena2.atomic import replace
 
@@ -144,21 +143,13 @@ def read_records(fasta: Path) -> Iterator[tuple[str, np.ndarray] | str]:
     Raises:
         UserError: the file as a whole cannot be used: missing, damaged, no FASTA, no records.
     """
-    with Input(str(fasta)) as source, readable(source.name):
-        text = io.TextIOWrapper(source.stream, encoding="latin-1")
-        first = next((line for line in text if line.strip()), "")
-        if not first:
-            raise UserError(f"{fasta}: no FASTA records in it; give nucleotide FASTA")
-        if not first.startswith(">"):
-            raise UserError(f"{fasta} is not a FASTA file: it does not start with >; give nucleotide FASTA")
-        for title, sequence in SimpleFastaParser(_chain(first, text)):
-            name = title.split(maxsplit=1)[0] if title.strip() else "(unnamed)"
+    with Input(str(fasta)) as source:
+        record = None
+        for record in fasta_records(source):
+            name, sequence = record
             yield _checked(f"{fasta}: record {name}", name, sequence)
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+        if record is None:
+            raise UserError(f"{fasta}: no FASTA records in it; give nucleotide FASTA")
 
 
 def _checked(record: str, name: str, sequence: str) -> tuple[str, np.ndarray] | str:

@@ -86,12 +86,58 @@ def test_an_index_older_than_its_file_is_not_used_and_not_touched(tmp_path):
     assert (tmp_path / "r.fa.fai").read_bytes() == old
 
 
-def test_an_index_of_another_file_is_an_error(tmp_path):
-    path = write(tmp_path / "r.fa", b">a\nACGT\n")
-    write(tmp_path / "r.fa.fai", b"a\t4000\t3\t4\t5\n")
-    os.utime(path, (1, 1))
-    with pytest.raises(UserError, match=r"do not fit; delete the index"):
-        open_reference(path).fetch("a", 3000, 3010)
+@pytest.mark.parametrize("make", [write, bgzip])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b">a\nACGTACGT\nTTTT\n>b\nGGGG\n",  # a base more before b
+        b">a\nACGTACGT\nTTT\n>c\nGGGG\n",
+        b">a\nACGTACGT\nTTT\n>b\nGGG\n",
+        b">a\nACGTACGT\nTTT\n>b\nGGGG\n>c\nA\n",
+        b">a\nACGT\nACGT\nT\n>b\nGGGG\n",
+    ],
+    ids=["longer", "renamed", "shorter", "appended", "wrapped"],
+)
+def test_a_stale_index_with_a_newer_date_is_not_used(tmp_path, make, data, caplog):
+    path = make(tmp_path / "r.fa", b">a\nACGTACGT\nTTT\n>b\nGGGG\n")
+    open_reference(path)
+    make(tmp_path / "r.fa", data)
+    for index in tmp_path.glob("r.fa.*"):
+        os.utime(index)
+    fresh = open_reference(make(tmp_path / "other.fa", data))
+    with caplog.at_level("INFO", "evo2"):
+        reference = open_reference(path)
+    assert dict(reference.lengths) == dict(fresh.lengths)
+    for contig, length in fresh.lengths.items():
+        assert reference.fetch(contig, 0, length) == fresh.fetch(contig, 0, length)
+    assert "samtools faidx" in caplog.text
+
+
+@pytest.mark.parametrize("make", [write, bgzip])
+def test_an_index_that_fits_is_used(tmp_path, make, caplog):
+    """Also with records that repeat a name, descriptions, no last newline, and a contig without bases."""
+    path = make(tmp_path / "r.fa", b">a x\r\nACGT\r\nAC\r\n>b\r\n>a\r\nGG\r\n>a\r\nGG")
+    open_reference(path)
+    with caplog.at_level("INFO", "evo2"):
+        reference = open_reference(path)
+    assert dict(reference.lengths) == {"a": 6, "b": 0}
+    assert reference.fetch("a", 0, 6) == b"ACGTAC"
+    assert caplog.text == ""
+
+
+def test_a_damaged_block_is_named(tmp_path):
+    path = bgzip(tmp_path / "r.fa.gz", b">a\n" + b"\n".join([b"ACGT" * 15] * 9000) + b"\n")
+    open_reference(path)
+    data = bytearray((tmp_path / "r.fa.gz").read_bytes())
+    middle = data.index(b"\x1f\x8b\x08\x04", len(data) // 3) + 40
+    data[middle : middle + 4] = bytes(4)
+    (tmp_path / "r.fa.gz").write_bytes(data)
+    for index in tmp_path.glob("r.fa.gz.*"):
+        os.utime(index)
+    with pytest.raises(UserError, match=r"r\.fa\.gz is damaged"):
+        reference = open_reference(path)
+        for start in range(0, 540_000, 8192):
+            reference.fetch("a", start, min(start + 8192, 540_000))
 
 
 @pytest.mark.parametrize(
