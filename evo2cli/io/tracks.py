@@ -8,15 +8,21 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from evo2cli.errors import UsageError, UserError
 from evo2cli.io.outputs import open_output
 
-if TYPE_CHECKING:
-    from evo2cli.inference.profile import Profile
+
+class Profile(Protocol):
+    """What a track shows of a sequence: two values a base (L,), NaN where there is none."""
+
+    @property
+    def logprobs(self) -> np.ndarray: ...
+    @property
+    def entropy(self) -> np.ndarray: ...
 
 
 class Track:

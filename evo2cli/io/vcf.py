@@ -21,7 +21,6 @@ import pysam
 from evo2cli.errors import UserError
 from evo2cli.io.regions import Regions
 from evo2cli.io.streams import Input, readable
-from evo2cli.variants.variant import Variant
 
 log = logging.getLogger("evo2")
 
@@ -31,13 +30,18 @@ _COLUMNS = b"#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
 
 
 @dataclass(frozen=True)
-class VcfRecord(Variant):
-    """A variant with the VCF line, line end included, that it came from."""
+class VcfRecord:
+    """A variant, `position` 0-based, with the VCF line, line end included, that it came from."""
 
+    contig: str
+    position: int
+    ref: str
+    alts: tuple[str, ...]
     line: bytes
 
     @property
     def held_bytes(self) -> int:
+        """Roughly the memory that the record takes while it waits for its score."""
         return len(self.line)
 
     @property

@@ -10,6 +10,7 @@ from evo2cli.variants.variant import Placement, Site, Status, Variant, Windows, 
 
 if TYPE_CHECKING:
     from evo2cli.io.fasta import Reference
+    from evo2cli.io.vcf import VcfRecord
     from stripedhyena2 import StripedHyena2
 
 Reduce = Literal["mean", "sum"]
@@ -23,7 +24,7 @@ _CHUNK_BYTES = 64 * 2**20
 _GROUP_CHUNKS = 4
 _GROUP_VARIANTS = 4096
 
-AnyVariant = TypeVar("AnyVariant", bound=Variant)
+AnyVariant = TypeVar("AnyVariant", bound="Variant | VcfRecord")
 Placed = tuple[AnyVariant, Placement]
 
 

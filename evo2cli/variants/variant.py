@@ -8,6 +8,7 @@ from evo2cli.io.tokens import encode, reverse_complement
 
 if TYPE_CHECKING:
     from evo2cli.io.fasta import Reference
+    from evo2cli.io.vcf import VcfRecord
 
 
 class Status(StrEnum):
@@ -109,7 +110,7 @@ class Placement:
         return 0 if self.site is None else len(self.site.left + self.site.right) + sum(map(len, self.site.alts))
 
 
-def place(variant: Variant, reference: "Reference", windows: Windows) -> Placement:
+def place(variant: "Variant | VcfRecord", reference: "Reference", windows: Windows) -> Placement:
     """Put a variant into its window of the reference. An alt's status tells the first of these that holds:
 
     - MISSING: the alt, or REF, is "." or empty; SPANNING_DELETION: "*"; BREAKEND; SYMBOLIC: "<...>"
@@ -154,7 +155,7 @@ def _alt_status(alt: str, longest: int) -> Status:
     return Status.TOO_LONG if len(alt) > longest else Status.OK
 
 
-def _ref_status(variant: Variant, reference: "Reference", contig: str | None, longest: int) -> Status:
+def _ref_status(variant: "Variant | VcfRecord", reference: "Reference", contig: str | None, longest: int) -> Status:
     if variant.ref in ("", "."):
         return Status.MISSING
     if contig is None:
