@@ -7,6 +7,7 @@ from cases import CASES, SHARD, arguments, strategies_of, weight_of, with_gradie
 
 from stripedhyena2.operators import LOCAL
 from stripedhyena2.parallel import KINDS, Layout, SplitOperators
+from stripedhyena2.parallel.attention import _Gradients, _Outputs
 from stripedhyena2.parallel.comm import Exchange
 from stripedhyena2.parallel.shards import Shards
 
@@ -60,3 +61,26 @@ def test_ranks_give_what_one_process_gives(processes, n, op, strategy, kind, dty
         parts = [result["gradients"][name] for result in results]
         total = sum(part.astype(np.float64) for part in parts if part is not None)
         assert close(total, gradients[name], tolerance), name
+
+
+def test_ring_attention_adds_up_many_bfloat16_blocks_in_float32():
+    """As on many ranks: in bfloat16 every block would add a rounding of the sum so far."""
+    blocks, g = 64, torch.Generator().manual_seed(0)
+    q, dout = (torch.randn(2, 2, 8, 16, generator=g).bfloat16() for _ in range(2))
+    kv = torch.randn(2, 8 * blocks, 2, 2, 16, generator=g).bfloat16()
+    exact_q = q.double().requires_grad_()
+    k, v = kv.double().transpose(1, 3).unbind(2)
+    exact = torch.nn.functional.scaled_dot_product_attention(exact_q, k, v)
+    exact.backward(dout.double())
+
+    outputs = _Outputs(q, 1)
+    for block in kv.chunk(blocks, dim=1):
+        outputs.see(0, *block.transpose(1, 3).unbind(2), causal=False)
+    y, lse = outputs.result()
+    gradients = _Gradients(dout, q, y, lse, 1)
+    for block in kv.chunk(blocks, dim=1):
+        gradients.of(0, block, causal=False)
+
+    assert y.dtype == torch.bfloat16
+    assert close(y.double().numpy(), exact, 3e-3)
+    assert close(gradients.dq.double().numpy(), exact_q.grad, 6e-3)

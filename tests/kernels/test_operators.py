@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import hyena_kernels
 from hyena_kernels.fir_conv import reference as fir_reference
 from hyena_kernels.modal_conv import reference as modal_reference
+from hyena_kernels.short_conv import cpu as short_cpu
 from hyena_kernels.short_conv import reference as short_reference
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -79,6 +80,21 @@ def test_modal_conv_equals_reference(L, with_state, dtype):
         assert relative_error(new, new_ref) < (1e-12 if dtype == torch.float64 else 1e-5)
 
 
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("L", [1, 5, 129])
+@pytest.mark.parametrize("operator", ["short_conv", "fir_conv", "modal_conv"])
+def test_bfloat16_is_accumulated_in_float32(operator, L, with_state):
+    torch.manual_seed(L)
+    D = 24
+    weights, state_shape = OPERATORS[operator](D)
+    weights = {name: w.float().double() for name, w in weights.items()}
+    x = torch.randn(2, L, D).bfloat16().double()
+    state = torch.randn(2, *state_shape).bfloat16().double() if with_state else None
+    (y, _), (exact, _) = call(operator, x, weights, state, torch.bfloat16)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.double(), exact, rtol=1.01 * 2**-8, atol=1e-4)  # no more than the result's rounding
+
+
 def test_modal_conv_equals_the_convolution_with_its_filter():
     torch.manual_seed(0)
     log_poles, residues = modal_filter(3)
@@ -141,6 +157,17 @@ def test_long_blocked_fir_gradients_equal_reference():
     leaves = [t.requires_grad_() for t in (x, h, past)]
     fast = torch.autograd.grad(hyena_kernels.fir_conv(x, h, state=past)[0], leaves, dy)
     exact = torch.autograd.grad(fir_reference.fir_conv(x, h, state=past)[0], leaves, dy)
+    for a, b in zip(fast, exact, strict=True):
+        assert relative_error(a, b) < 1e-12
+
+
+def test_tap_gradients_are_whole_where_slabs_meet(monkeypatch):
+    monkeypatch.setattr(short_cpu, "SLAB", 2 * 6 * 8)  # eight steps of the sequence
+    torch.manual_seed(0)
+    x, w, past = torch.randn(2, 45, 6).double(), torch.randn(6, 11).double(), torch.randn(2, 10, 6).double()
+    dy, leaves = torch.randn_like(x), [t.requires_grad_() for t in (x, w, past)]
+    fast = torch.autograd.grad(short_cpu.short_conv(x, w, state=past)[0], leaves, dy)
+    exact = torch.autograd.grad(short_reference.short_conv(x, w, state=past)[0], leaves, dy)
     for a, b in zip(fast, exact, strict=True):
         assert relative_error(a, b) < 1e-12
 

@@ -63,6 +63,22 @@ def test_continuations_of_one_state_do_not_mix():
     assert torch.allclose(y, reference.fir_conv(whole, h)[0][:, 30:])
 
 
+@torch.no_grad()
+def test_interleaved_continuations_of_one_state_do_not_mix():
+    h, x = draw(3, K, seed=1), draw(2, 30, D)
+    _, state = decode(x, h, None)
+    ways = [draw(2, 50, D, seed=seed) for seed in (2, 3, 4)]
+    states, outputs = [state] * 3, [[] for _ in ways]
+    for t in range(50):  # a token of each in turn
+        for i, way in enumerate(ways):
+            y, states[i] = decode(way[:, t : t + 1], h, states[i])
+            outputs[i].append(y)
+    for way, y, last in zip(ways, outputs, states, strict=True):
+        expected, expected_last = reference.fir_conv(torch.cat([x, way], dim=1), h)
+        assert torch.allclose(torch.cat(y, dim=1), expected[:, 30:])
+        assert torch.allclose(last, expected_last)
+
+
 def test_a_state_of_inference_mode_goes_on_outside_of_it():
     h, x = draw(3, K, seed=1), draw(2, 30, D)
     with torch.inference_mode():

@@ -203,6 +203,75 @@ def test_keys_of_a_training_checkpoint_are_named_as_they_are_there(published):
         load_model(file, config=yml)
 
 
+def model_of(layout, **options):
+    """A model none of whose values equals another: a tensor in another order is another tensor."""
+    model = new_model(Config(layout, 16, 2, 24, 2, 2, **options), seed=1)
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.data.sub_(1e-2).mul_(1 + 1e-2 * torch.randn(p.shape, generator=generator))
+    return model, dict(running_tensors(model))
+
+
+@pytest.mark.parametrize("to", ["vortex", "savanna"])
+def test_biases_are_written_in_the_order_of_their_channels(to, tmp_path):
+    model, tensors = model_of("S*", proj_bias=True, featurizer_bias=True)
+    native.save(tmp_path / "a", model.config, tensors)
+    written = torch.load(through(tmp_path / "a", to), weights_only=True)
+    hyena, featurizer, attention = {
+        "vortex": ("blocks.0.projections", "blocks.0.filter.short_filter", "blocks.1.inner_mha_cls.Wqkv"),
+        "savanna": (
+            "sequential.2.mixer.dense_projection",
+            "sequential.2.mixer.hyena_proj_conv.short_conv",
+            "sequential.3.mixer.dense_projection",
+        ),
+    }[to]
+    written = written.get("module", written)
+    for key, name in (
+        (f"{hyena}.weight", "in_proj.weight"),
+        (f"{hyena}.bias", "in_proj.bias"),
+        (f"{featurizer}_bias", "featurizer_bias"),
+    ):
+        ours = tensors[f"blocks.0.mixer.{name}"]
+        for channel in range(16):
+            for part in range(3):  # x2, x1, v of a channel stand side by side
+                assert torch.equal(written[key][3 * channel + part], ours[16 * part + channel]), (key, channel, part)
+    for kind in ("weight", "bias"):
+        theirs, ours = written[f"{attention}.{kind}"], tensors[f"blocks.1.mixer.qkv_proj.{kind}"]
+        for head in range(2):
+            for part in range(3):  # q, k, v of a head stand one behind the other
+                place, first = 8 * (3 * head + part), 16 * part + 8 * head
+                assert torch.equal(theirs[place : place + 8], ours[first : first + 8]), (kind, head, part)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("layout", ["S", "D", "H"])
+def test_filters_are_written_in_float32(layout, to, tmp_path):
+    model, tensors = model_of(layout)
+    half = {n: t if n.endswith(("h", "skip", "log_poles", "residues")) else t.bfloat16() for n, t in tensors.items()}
+    native.save(tmp_path / "a", model.config, half)
+    path = through(tmp_path / "a", to)
+    opened = open_checkpoint(path)
+    filters = [name for name, t in half.items() if t.dtype == torch.float32]
+    assert filters
+    for name in filters:
+        assert opened.tensors[name].form.dtype == torch.float32, name
+        assert torch.equal(opened.tensors[name].read(), half[name]), name
+
+
+def test_the_last_stages_of_a_training_checkpoint_may_stand_one_earlier(tmp_path):
+    model, tensors = model_of("SD", tie_embeddings=False)
+    native.save(tmp_path / "a", model.config, tensors)
+    file = through(tmp_path / "a", "savanna")
+    written = torch.load(file, weights_only=True)
+    state = written.get("module", written)
+    state["sequential.4.norm.weight"] = state.pop("sequential.5.norm.weight")
+    state["sequential.5.final_linear.weight"] = state.pop("sequential.6.final_linear.weight")
+    torch.save(written, file)
+    loaded = dict(running_tensors(load_model(file)))
+    for name in ("norm.scale", "unembedding.weight"):
+        assert torch.equal(loaded[name], tensors[name]), name
+
+
 @given(st.lists(st.floats(-50, -(2.0**-100), width=32), min_size=1, max_size=50))
 def test_written_pole_parameters_give_the_poles_exactly(values):
     log_poles = torch.tensor(values)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stripedhyena2 import Config, ModelState
+from stripedhyena2.decode import FixedStep
 from stripedhyena2.initialization import new_model
 
 CONFIG = Config(layout="SDH*SDH*", d_model=32, n_heads=4, d_mlp=48, se_groups=4, mr_groups=8, rotary_scale=2.0)
@@ -55,6 +56,26 @@ def test_two_continuations_of_one_state_do_not_mix(model):
     assert close(logits_b, model(torch.cat([seen, b], 1))[:, 41:])
     more, _ = model.extend(b, after_a)
     assert close(more, model(torch.cat([seen, a, b], 1))[:, 50:])
+
+
+@torch.inference_mode()
+def test_interleaved_continuations_of_one_state_do_not_mix(model):
+    """A token of each in turn: from state to state, and at fixed addresses."""
+    prefix, ways = ids_of(40), [ids_of(30, seed=seed) for seed in (1, 2, 3)]
+    _, state = model.extend(prefix[:, :39], model.initial_state(2))
+    _, state = model.extend(prefix[:, 39:], state)  # now attention's buffer has room to write on in place
+    state.layers[CONFIG.layout.index("*")].reserve(60)  # and more of it
+    states, logits = [state, state], [[], [], []]
+    for t in range(30):
+        for i, way in enumerate(ways[:2]):
+            y, states[i] = model.extend(way[:, t : t + 1], states[i])
+            logits[i].append(y)
+        if t == 0:
+            step = FixedStep(model, state, room=30)
+        step.ids.copy_(ways[2][:, t : t + 1])
+        logits[2].append(step.run()[:, None])
+    for way, pieces in zip(ways, logits, strict=True):
+        assert close(torch.cat(pieces, dim=1), model(torch.cat([prefix, way], dim=1))[:, 40:])
 
 
 @torch.inference_mode()
