@@ -1,6 +1,7 @@
 """The `evo2` command: its subcommands, and how it ends when one of them fails.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 the reader of its output went away, 143 terminated.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 the reader of its output went away, 129 hung up on,
+143 terminated.
 Imports of subcommands are at the top because their modules are light; what is heavy is imported inside their functions.
 """
 
@@ -9,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -83,7 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run `evo2` with these arguments (those of the process if None) and return its exit code."""
     argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
     set_level(logging.INFO)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _end)
     try:
         return typer.main.get_command(app).main(argv, prog_name="evo2", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
@@ -92,6 +95,12 @@ def main(argv: list[str] | None = None) -> int:
         if "--debug" in argv:
             traceback.print_exc()
         return _report(error)
+
+
+def _end(number: int, frame: Any) -> NoReturn:
+    """Let everything clean up on its way out, and let no second such signal interrupt that."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _report(error: Exception) -> int:

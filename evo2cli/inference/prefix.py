@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from evo2cli.errors import UserError
+from evo2cli.io.atomic import replacing
 from stripedhyena2 import ModelState, StripedHyena2
 
 _FORMAT = "evo2 prefix 1"
@@ -31,7 +32,8 @@ class Prefix:
     def save(self, path: str | Path, model: StripedHyena2) -> None:
         """Write a safetensors file that says which model ran the tokens."""
         beside = {"tokens": torch.frombuffer(bytearray(self.tokens), dtype=torch.uint8), "logits": self.logits}
-        self.state.save(path, beside, {"format": _FORMAT, "name": self.name, **_identity(model)})
+        with replacing(path) as temporary:
+            self.state.save(temporary, beside, {"format": _FORMAT, "name": self.name, **_identity(model)})
 
     @classmethod
     def load(cls, path: str | Path, model: StripedHyena2) -> Prefix:

@@ -17,7 +17,7 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 from pyfaidx import Faidx, FastaIndexingError
 
 from evo2cli.errors import UserError
-from evo2cli.io.outputs import replacing
+from evo2cli.io.atomic import replacing
 from evo2cli.io.streams import Input, is_bgzf, readable
 from evo2cli.io.tokens import encode
 

@@ -1,10 +1,7 @@
 """Where results go: standard output, or a file that is there whole or not at all."""
 
-import errno
 import io
 import logging
-import os
-import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,12 +12,9 @@ from typing import BinaryIO, cast
 import pysam
 from Bio.bgzf import BgzfWriter
 
-from evo2cli.errors import UserError
+from evo2cli.io.atomic import INDEXES, create, is_stream, replacing, room_for
 
 log = logging.getLogger("evo2")
-
-_INDEXES = (".tbi", ".csi")
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -31,28 +25,17 @@ def open_output(path: str, *, bgzip: bool = False, index: bool = False) -> Itera
     compresses; `index` adds the tabix index of a bgzipped VCF (CSI for contigs too long for TBI), or a warning where
     its records are not sorted.
     """
-    if path == "-" or (os.path.exists(path) and not os.path.isfile(path)):
-        file = io.FileIO(sys.stdout.fileno(), "w", closefd=False) if path == "-" else _create(path)
+    if path == "-" or is_stream(path):
+        file = io.FileIO(sys.stdout.fileno(), "w", closefd=False) if path == "-" else create(path)
         shown = "standard output" if path == "-" else path
         with room_for(shown), _Flushing(file) as stream, _compressed(stream, bgzip) as out:
             yield out
         return
-    with replacing(Path(os.path.realpath(path))) as temporary:
-        with io.BufferedWriter(_create(str(temporary), path)) as buffer, _compressed(buffer, bgzip) as out:
+    with replacing(path) as temporary:
+        with open(temporary, "wb") as file, _compressed(file, bgzip) as out:
             yield out
         if index:
             _index(temporary, path)
-
-
-@contextmanager
-def room_for(what: str) -> Iterator[None]:
-    """Turn the error of a full disk into one that names what could not be written."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise UserError(f"cannot write {what}: {os.strerror(error.errno)}; make room for it") from None
 
 
 class _Flushing(io.BufferedWriter):
@@ -62,13 +45,6 @@ class _Flushing(io.BufferedWriter):
         written = super().write(data)
         self.flush()
         return written
-
-
-def _create(path: str, shown: str | None = None) -> io.FileIO:
-    try:
-        return io.FileIO(path, "w")
-    except OSError as error:
-        raise UserError(f"cannot write {shown or path}: {error.strerror}; choose another -o") from None
 
 
 @contextmanager
@@ -81,25 +57,6 @@ def _compressed(stream: BinaryIO, bgzip: bool) -> Iterator[BinaryIO]:
     writer.close()
 
 
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A temporary path whose file takes the place of `target` in the end, and its index that of the target's index."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    indexes = [(Path(f"{temporary}{suffix}"), Path(f"{target}{suffix}")) for suffix in _INDEXES]
-    try:
-        with room_for(str(target)):
-            yield temporary
-        temporary.replace(target)
-        for new, old in indexes:
-            if new.exists():
-                new.replace(old)
-            else:
-                old.unlink(missing_ok=True)  # it would no longer fit
-    finally:
-        for leftover in (temporary, *(new for new, _ in indexes)):
-            leftover.unlink(missing_ok=True)
-
-
 def copy_vcf(text: Path, target: str, *, index: bool) -> None:
     """Bgzip the VCF in the file `text` to the file `target`, and index it if asked to."""
     with open_output(target, bgzip=True, index=index) as out, open(text, "rb") as file:
@@ -107,7 +64,7 @@ def copy_vcf(text: Path, target: str, *, index: bool) -> None:
 
 
 def _index(vcf: Path, shown: str) -> None:
-    for suffix in _INDEXES:
+    for suffix in INDEXES:
         try:
             pysam.tabix_index(
                 str(vcf), preset="vcf", index=f"{vcf}{suffix}", csi=suffix == ".csi", force=True, keep_original=True
@@ -120,7 +77,7 @@ def _index(vcf: Path, shown: str) -> None:
 
 def leave_without_index(vcf: Path, shown: str) -> None:
     """Remove what there is of an index that could not be made, and say of the output `shown` why and what to do."""
-    begun = [index for suffix in _INDEXES if (index := Path(f"{vcf}{suffix}")).exists()]
+    begun = [index for suffix in INDEXES if (index := Path(f"{vcf}{suffix}")).exists()]
     for index in begun:
         index.unlink()
     if begun:

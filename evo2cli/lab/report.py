@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evo2cli.io.atomic import replacing
+
 Row = dict[str, Any]
 
 
@@ -29,9 +31,11 @@ def write(out: Path, name: str, rows: Sequence[Row], about: dict[str, Any]) -> s
     import pandas as pd
 
     text = markdown(rows)
-    (out / f"{name}.md").write_text(text)
-    pd.DataFrame(rows).to_csv(out / f"{name}.tsv", sep="\t", index=False)
-    (out / f"{name}.json").write_text(json.dumps(about | {"rows": list(rows)}, indent=1) + "\n")
+    table = pd.DataFrame(rows).to_csv(sep="\t", index=False)
+    whole = json.dumps(about | {"rows": list(rows)}, indent=1) + "\n"
+    for suffix, content in {".md": text, ".tsv": table, ".json": whole}.items():
+        with replacing(out / f"{name}{suffix}") as temporary:
+            temporary.write_text(content)
     return text
 
 

@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from evo2cli.errors import UserError
+from evo2cli.io.atomic import replacing
 from evo2cli.models.open import open_model
 from evo2cli.training.checkpoints import TRAINING, Checkpoints, load_training, running_copy
 from evo2cli.training.data import Batch, Corpus, find_files
@@ -256,7 +257,8 @@ class Run:
         self.checkpoints.wait()
         if self.ranks.rank == 0:
             trouble = {"step": self.step, "what": what, "windows": windows}
-            (self.folder / TROUBLE).write_text(json.dumps(trouble, indent=1) + "\n")
+            with replacing(self.folder / TROUBLE) as temporary:
+                temporary.write_text(json.dumps(trouble, indent=1) + "\n")
         raise UserError(
             f"{what}; the run is saved before that step and the windows are in {self.folder / TROUBLE}: look at them, "
             f"then resume with a smaller --lr" + (", or with --spike 0" if spike else "")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evo2cli.errors import UsageError, UserError
+from evo2cli.io.atomic import replacing
 from evo2cli.version import __version__
 
 RUN = "run.json"
@@ -66,9 +67,8 @@ class Settings:
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
-        staging = folder / f".{RUN}.partial"
-        staging.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
-        staging.replace(folder / RUN)
+        with replacing(folder / RUN) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: Path, changes: dict[str, Any]) -> Settings:

@@ -18,6 +18,7 @@ import numpy as np
 from filelock import FileLock
 
 from evo2cli.errors import UserError
+from evo2cli.io.atomic import replacing
 from evo2cli.io.fasta import fasta_records
 from evo2cli.io.streams import Input
 from evo2cli.training.targets import first_foreign, mark_tags
@@ -95,9 +96,8 @@ def _current_index(folder: Path, fasta: Path, note: Callable[[str], None]) -> di
         note(f"{fasta} has changed since it was prepared: preparing it anew")
         return None
     source |= {"size": now.st_size, "mtime_ns": now.st_mtime_ns}
-    staging = folder / f".{INDEX}.partial"
-    staging.write_text(json.dumps(index))
-    staging.replace(folder / INDEX)
+    with replacing(folder / INDEX) as temporary:
+        temporary.write_text(json.dumps(index))
     return index
 
 

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from evo2cli.io.atomic import is_stream, replacing
 from evo2cli.io.bcf import write_bcf
 from evo2cli.io.drafts import Draft
-from evo2cli.io.outputs import copy_vcf, leave_without_index, open_output, replacing
+from evo2cli.io.outputs import copy_vcf, leave_without_index, open_output
 from evo2cli.io.parquet import write_parquet
 from evo2cli.variants.formats import Layout
 from evo2cli.variants.run import Tally
@@ -43,8 +44,7 @@ class Sink(Protocol):
 @contextmanager
 def open_sink(path: str, kind: str, ranks: Ranks, *, resume: bool) -> Iterator[Sink]:
     """A sink for the output `path` ("-": standard output) in the format `kind`, by its letter or name."""
-    is_stream = path == "-" or (os.path.exists(path) and not os.path.isfile(path))
-    if not is_stream:
+    if path != "-" and not is_stream(path):
         target = Path(os.path.realpath(path))
         parts = [target.with_name(f"{target.name}.{n}of{ranks.count}") for n in range(1, ranks.count + 1)]
         with Draft(target if ranks.count == 1 else parts[ranks.rank], resume=resume) as draft:

@@ -29,6 +29,7 @@ def replacing(path: Path, nbytes: int) -> Iterator[Path]:
         )
     try:
         yield staging
+        _share(staging)
         _sync(staging)
         replace(staging, path)
     except (SafetensorError, RuntimeError) as e:  # torch and safetensors dress a full disk as errors of their own
@@ -57,6 +58,15 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _share(path: Path) -> None:
+    """Give files the permissions that umask leaves: safetensors makes them for their owner alone."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for file in [path, *path.rglob("*")]:
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
 
 
 def _sync(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hyena_kernels import CoreState, SWRState
+from stripedhyena2.atomic import replacing
 from stripedhyena2.errors import CheckpointError
 
 
@@ -229,16 +229,9 @@ class ModelState:
         self, path: str | Path, beside: Mapping[str, Tensor] | None = None, metadata: dict[str, str] | None = None
     ) -> None:
         """Write a safetensors file, there whole or not at all, with more tensors `beside` the state's own."""
-        path = Path(path)
-        staging = path.with_name(f".{path.name}.{os.getpid()}.partial")
         tensors = {name: t.detach().cpu().contiguous() for name, t in {**self.tensors(), **(beside or {})}.items()}
-        try:
+        with replacing(Path(path), sum(t.nbytes for t in tensors.values())) as staging:
             save_file(tensors, staging, metadata)
-            staging.replace(path)
-        except SafetensorError as e:
-            raise OSError(f"cannot write {path}: {e}") from e
-        finally:
-            staging.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> ModelState:

@@ -113,6 +113,11 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
+def default_signals() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture
 def started(folder):
     """Start `evo2 score-variants - ...` in `folder`, past its start and waiting for more input."""
@@ -128,8 +133,8 @@ def started(folder):
             stderr=pipe,
             cwd=folder,
             env=ENVIRONMENT,
-            # where the tests run in the background, a shell has made them, and so their children, ignore SIGINT
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            # where the tests run in the background, a shell or nohup has made them, and so their children, ignore some
+            preexec_fn=default_signals,
         )
         processes.append(process)
         process.stdin.write(f"{HEADER}1\t3\t.\tG\tA\t.\t.\t.\n".encode())
@@ -143,7 +148,7 @@ def started(folder):
         process.communicate()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interrupted_run_leaves_no_file(started, folder, number, code):
     before = set(os.listdir(folder)) | {"ref.fa.fai"}
     process = started("-o", "out.vcf.gz")

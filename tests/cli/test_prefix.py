@@ -1,5 +1,7 @@
 """A prompt that was run and saved, and gone on from: the same samples as from the prompt itself."""
 
+import os
+
 import pytest
 import torch
 
@@ -43,6 +45,16 @@ def exact(monkeypatch):
     """Models in double precision, where what another chunk rounds otherwise is too little to show in a sample."""
     load = models.open_model
     monkeypatch.setattr(models, "open_model", lambda *args, **options: load(*args, **options).double())
+
+
+def test_a_saved_state_has_the_permissions_of_any_new_file_and_links_and_devices_stay(generate, tmp_path):
+    (tmp_path / "plain").touch()
+    (tmp_path / "link").symlink_to("state")
+    for path in (tmp_path / "link", "/dev/null"):
+        generate("--prompt", GENOME, "--save-state", path, "-n", 0)
+    assert (tmp_path / "state").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "link").is_symlink()
+    assert not os.path.isfile("/dev/null")
 
 
 def test_going_on_from_a_saved_state_gives_the_same_bytes(generate, exact, tmp_path):

@@ -41,6 +41,12 @@ def test_a_disk_that_fails_midway(opened, to, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_checkpoint_has_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    save_model(new_model(Config("S", 8, 1, 8, 1, 1), seed=0), tmp_path / "m")
+    assert {file.stat().st_mode for file in (tmp_path / "m").iterdir()} == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_a_failure_leaves_the_older_checkpoint(tmp_path):
     config = Config("S", 8, 1, 8, 1, 1)
     save_model(new_model(config, seed=0), tmp_path / "m")

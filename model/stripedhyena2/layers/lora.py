@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stripedhyena2.atomic import replacing
 from stripedhyena2.checkpoints import running_tensors
 from stripedhyena2.errors import CheckpointError, ConfigError
 from stripedhyena2.layers.linear import Linear
@@ -119,10 +120,11 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def save_adapter(model: nn.Module, path: str | Path, about: dict[str, Any]) -> None:
     """Write a folder with what is trained alone; `about` (rank, alpha, targets, also, base) is kept beside it."""
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.cpu().contiguous() for name, t in adapter_tensors(model).items()}, path / ADAPTER)
-    (path / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+    tensors = {name: t.cpu().contiguous() for name, t in adapter_tensors(model).items()}
+    with replacing(Path(path), sum(t.nbytes for t in tensors.values())) as staging:
+        staging.mkdir()
+        save_file(tensors, staging / ADAPTER)
+        (staging / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
 
 
 def load_adapter(model: StripedHyena2, path: str | Path) -> StripedHyena2:
