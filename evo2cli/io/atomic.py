@@ -49,16 +49,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 mode = stat.S_IMODE(os.stat(target if target.exists() else new.fileno()).st_mode)
             yield temporary
             os.chmod(temporary, mode)  # some libraries make files that only their owner can read
-            with open(temporary, "rb") as new:
-                os.fsync(new.fileno())
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
         temporary.replace(target)
-        for new, old in indexes:
-            if new.exists():
-                new.replace(old)
+        for new_index, old_index in indexes:
+            if new_index.exists():
+                new_index.replace(old_index)
             else:
-                old.unlink(missing_ok=True)  # it would no longer fit
+                old_index.unlink(missing_ok=True)  # it would no longer fit
     finally:
-        for leftover in (temporary, *(new for new, _ in indexes)):
+        for leftover in (temporary, *(new_index for new_index, _ in indexes)):
             leftover.unlink(missing_ok=True)
 
 

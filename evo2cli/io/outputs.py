@@ -32,7 +32,7 @@ def open_output(path: str, *, bgzip: bool = False, index: bool = False) -> Itera
             yield out
         return
     with replacing(path) as temporary:
-        with open(temporary, "wb") as file, _compressed(file, bgzip) as out:
+        with open(temporary, "wb") as new, _compressed(new, bgzip) as out:
             yield out
         if index:
             _index(temporary, path)

@@ -68,5 +68,5 @@ def test_a_state_that_cannot_be_written_leaves_the_old_one(model, tmp_path):
         state.save(tmp_path / "state", metadata={"n": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
     assert (tmp_path / "state").read_bytes() == before
-    with pytest.raises(OSError, match="cannot write"):
-        state.save(tmp_path / "nowhere" / "state")
+    with pytest.raises(OSError, match="state"):
+        state.save(tmp_path / "state" / "below a file")
