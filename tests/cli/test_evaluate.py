@@ -5,12 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from evo2cli.cli.app import main
 from evo2cli.evaluation import needle
 from evo2cli.models import open as models
-from evo2cli.training.data import Corpus
-from evo2cli.training.evaluation import bits_per_base
 from stripedhyena2 import Config
 from stripedhyena2.initialization import new_model
 
@@ -75,21 +74,40 @@ def test_chunks_change_nothing(monkeypatch):
 
 
 def test_needle_command(monkeypatch, capfd):
-    monkeypatch.setattr(models, "open_model", lambda name, **options: new_model(TINY, 0).eval())
+    monkeypatch.setattr(models, "open_model", lambda name, **options: Copier(250))
+    monkeypatch.setattr(needle, "chunk_length", lambda model: 100)
     assert main(["evaluate", "needle", "--trials", "2"]) == 0
-    rows = table(capfd.readouterr().out)
-    assert [row["distance"] for row in rows] == ["128", "256"]
-    assert all(math.isfinite(float(row["recall"])) for row in rows)
+    near, far = ({name: float(x) for name, x in row.items()} for row in table(capfd.readouterr().out))
+    assert (near["distance"], near["trials"], near["recall"]) == (128, 2, 1)
+    assert near["bits_per_base"] < 1e-3
+    assert (far["distance"], far["trials"]) == (256, 2)
+    # nothing is copied, so every one of 512 tokens is as likely as the other
+    assert [far["bits_per_base"], near["control_bits_per_base"], far["control_bits_per_base"]] == pytest.approx([9] * 3)
+    assert max(far["recall"], near["control_recall"], far["control_recall"]) < 0.5
+
+
+class Halves(torch.nn.Module):
+    """Expects the base that it reads to come again with probability 1/2, and any of 512 tokens equally otherwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.config = torch.nn.Embedding(1, 1), TINY
+
+    def forward(self, ids):
+        return (torch.full((*ids.shape, 512), 0.5 / 512) + 0.5 * F.one_hot(ids, 512)).log()
 
 
 def test_bits_command(monkeypatch, capfd, tmp_path):
-    model = new_model(TINY, 0).eval()
-    monkeypatch.setattr(models, "open_model", lambda name, **options: model)
+    monkeypatch.setattr(models, "open_model", lambda name, **options: Halves())
     path = tmp_path / "x.fa"
-    path.write_text(">a\n" + "ACGGT" * 100 + "\n")
-    assert main(["evaluate", "bits", str(path), "--window", "64"]) == 0
-    (row,) = table(capfd.readouterr().out)
-    assert row["windows"] == "8"
-    assert float(row["bits_per_base"]) == pytest.approx(
-        bits_per_base(model, Corpus.read([path]).tiles(64), 8), rel=1e-5
-    )
+    path.write_text(">repeats\n" + "A" * 65 + "\n>alternates\n" + "AC" * 250 + "\n")
+    again, other = -math.log2(0.5 + 0.5 / 512), 10.0  # bits of the base before, and of another
+    for options, windows, expected in (
+        (["--window", "64"], 9, (64 * again + 499 * other) / 563),
+        (["--window", "64", "--most", "1"], 1, again),
+        ([], 2, (64 * again + 499 * other) / 563),
+    ):
+        assert main(["evaluate", "bits", str(path), *options]) == 0
+        (row,) = table(capfd.readouterr().out)
+        assert (row["file"], row["windows"]) == (str(path), str(windows))
+        assert float(row["bits_per_base"]) == pytest.approx(expected, rel=1e-5)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from evo2cli.cli.app import main
 from evo2cli.errors import UserError
@@ -26,6 +27,7 @@ from evo2cli.training.optimization import OPTIMIZERS, Schedule, adamw, optimizer
 from evo2cli.training.run import Run
 from evo2cli.training.settings import Settings
 from stripedhyena2 import Config, load_model
+from stripedhyena2.checkpoints import native
 from stripedhyena2.initialization import new_model, prepare_for_training
 
 TINY = Config(layout="SDH*", d_model=16, n_heads=2, d_mlp=24, se_groups=2, mr_groups=2, context=64)
@@ -129,6 +131,19 @@ def test_only_linear_weights_decay():
     assert any(n.endswith("bias") for n in kept)
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     assert len(decayed["params"]) + len(kept) == len(names)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_adamw_averages_gradients_over_ten_steps_and_their_squares_over_twenty(kind):
+    model = prepare_for_training(new_model(TINY, 0))
+    optimizer = optimizers(model, kind, weight_decay=0.1, fused=False)[-1]
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 2.0)
+    optimizer.step()
+    assert optimizer.state
+    for moments in optimizer.state.values():
+        assert torch.allclose(moments["exp_avg"], torch.tensor(0.1 * 2))
+        assert torch.allclose(moments["exp_avg_sq"], torch.tensor(0.05 * 4))
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has had its own since 2.9")
@@ -282,8 +297,18 @@ def test_command_stops_on_sigterm_and_resumes(fasta, tmp_path):
     done = subprocess.run(more, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"resumed {tmp_path / 'run'} at step {step}" in done.stderr
-    exported = load_model(tmp_path / "m", dtype=torch.bfloat16)
-    assert exported.blocks[0].mixer.h.dtype == torch.float32
+    assert load_model(tmp_path / "m").config.layout == "S"
+
+
+def test_an_export_rounds_dense_weights_and_keeps_filters(fasta, tmp_path):
+    start(tmp_path / "run", settings_for(fasta, steps=2, valid=[])).train()
+    assert main(["train", "--resume", str(tmp_path / "run"), "--export", str(tmp_path / "m"), "--device", "cpu"]) == 0
+    exported, trained = (load_file(p / native.WEIGHTS) for p in (tmp_path / "m", tmp_path / "run" / "last"))
+    assert exported.keys() == trained.keys()
+    for name in ("blocks.0.mixer.h", "blocks.2.mixer.log_poles", "blocks.2.mixer.residues"):
+        assert exported[name].dtype == torch.float32
+        assert torch.equal(exported[name], trained[name])
+    assert exported["blocks.0.mixer.out_proj.weight"].dtype == torch.bfloat16
 
 
 def test_wrong_usage_exits_with_2(fasta, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """What a run promises: exact resumption, checkpoints that survive, the same loss however its batch is cut."""
 
+import copy
 import errno
 import json
 import math
@@ -14,10 +15,12 @@ import torch
 from evo2cli.cli.app import main
 from evo2cli.errors import UsageError, UserError
 from evo2cli.training import checkpoints
-from evo2cli.training.evaluation import bits_per_base, spread
-from evo2cli.training.run import SPIKE_WINDOW
+from evo2cli.training import run as training
+from evo2cli.training.evaluation import bits_per_base
+from evo2cli.training.parallel import Ranks
+from evo2cli.training.run import SPIKE_WINDOW, Run
 from hyena_kernels import dispatch
-from stripedhyena2 import load_model
+from stripedhyena2 import Config, load_model
 from stripedhyena2.flops import flops_per_token, training_flops
 from stripedhyena2.initialization import new_model
 
@@ -100,13 +103,78 @@ def test_best_and_last_are_kept_and_nothing_else(settings, start, tmp_path):
     assert load_model(folder / "best").config == run.model.config
 
 
-def test_validation_on_held_out_sequences(settings, start, tmp_path):
+def test_validation_on_held_out_sequences(settings, start, tmp_path, genome):
     notes = []
     run = start("run", settings(hold_out=["b"], steps=3), notes)
     assert "1 sequences and regions held out, 500 bases" in notes
     run.train()
     (valid,) = logged(tmp_path / "run", "valid")
-    assert valid == {"held out": pytest.approx(bits_per_base(run.model, spread(run.valid["held out"], 4), 4), rel=1e-6)}
+    # of the seven whole windows of 64 bases in record b, which is soft-masked, four are asked for
+    held = torch.tensor(list(genome(500, 1).encode()))
+    windows = torch.stack([held[start : start + 65] for start in (0, 128, 256, 384)])
+    model = copy.deepcopy(run.model).double()
+    with torch.no_grad():
+        log2_p = model(windows[:, :-1]).log_softmax(-1).gather(-1, windows[:, 1:, None]) / math.log(2)
+    assert valid == {"held out": pytest.approx(-log2_p.mean().item(), rel=1e-5)}
+
+
+def test_the_best_validation_outlives_a_resume(settings, start, resume, tmp_path):
+    """Validation worse than that of an interrupted run does not replace the best checkpoint; a better one does."""
+    folder, seen = tmp_path / "run", iter([2.0, 1.0, 1.5, 0.5])
+
+    def validate(windows):
+        return {"held out": next(seen)}
+
+    run = start("run", settings(hold_out=["b"], valid_every=1, steps=4))
+    run.validate = validate
+    run.train(stop_at=2)
+    for step, best in ((3, "steps/2"), (4, "steps/4")):
+        again = resume("run")
+        again.validate = validate
+        again.train(stop_at=step)
+        assert (os.readlink(folder / "best"), os.readlink(folder / "last")) == (best, f"steps/{step}")
+
+
+def test_training_weighs_soft_masked_bases_a_tenth(settings, start, tmp_path, genome):
+    path = tmp_path / "masked.fa"
+    path.write_text(f">m\n{genome(300)}{genome(300, 1).lower()}\n")
+    run = start("run", settings(fasta=[str(path)], batch_size=8))
+    batch = run.batch(0)
+    assert batch.weights.unique().tolist() == pytest.approx([0.1, 1])
+    model, targets = copy.deepcopy(run.model).double(), batch.ids[:, 1:]
+    with torch.no_grad():
+        nats = -model(batch.ids[:, :-1]).log_softmax(-1).gather(-1, targets[..., None]).squeeze(-1)
+    expected = (nats * batch.weights).sum() / batch.weights.sum() / math.log(2)
+    assert run.one_step()[0] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_gradients_are_clipped_to_their_euclidean_norm(settings, start):
+    def gradient(clip):
+        """Of the first step: all of it as the optimizer gets it, and the norm that is reported."""
+        run = start(f"clip {clip}", settings(clip=clip))
+        (optimizer,) = run.optimizers
+        taken = []
+        optimizer.step = lambda: taken.append(torch.cat([p.grad.double().flatten() for p in run.model.parameters()]))
+        _, norm, _ = run.one_step()
+        return taken[0], norm
+
+    whole, norm = gradient(1e9)
+    assert norm == pytest.approx(whole.square().sum().sqrt().item(), rel=1e-5)
+    clipped, reported = gradient(norm / 4)
+    assert reported == pytest.approx(norm, rel=1e-5)
+    assert torch.allclose(clipped, whole / 4, rtol=1e-4, atol=1e-9)
+
+
+def test_utilization_is_a_share_of_the_peak_of_all_ranks(settings, tmp_path, monkeypatch):
+    class Four(Ranks):
+        world = 4
+
+    monkeypatch.setattr(training, "peak_flops", lambda device, precision: 1e12)
+    reported = []
+    Run(tmp_path / "run", settings(steps=2), torch.device("cpu"), reported.append, print, Four()).train()
+    cost = training_flops(Config.from_dict(settings().config), 64)
+    for p in reported:
+        assert p.utilization == pytest.approx(p.tokens_per_second * cost / 4e12)
 
 
 def full_disk(monkeypatch):
@@ -249,8 +317,6 @@ def test_flops_are_those_that_torch_counts(settings):
     """Of what torch counts itself, the dense products, ours has no more and no less; the rest is small beside them."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from stripedhyena2 import Config
-
     config = Config.from_dict(settings().config)
     model = new_model(config, 0)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -283,7 +349,6 @@ def test_tensorboard_gets_what_the_log_gets(settings, start, tmp_path):
 
 def test_estimate(settings, fasta, capsys):
     from evo2cli.training.estimate import estimate, kept_for_backward
-    from stripedhyena2 import Config
 
     model = new_model(Config.from_dict(settings().config), 0)
     n = sum(p.numel() for p in model.parameters())

@@ -1,5 +1,7 @@
 """What a stored byte is as an input and weighs as a target; tags keep their place and their letters."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from evo2cli.io.tokens import reverse_complement
 from evo2cli.training import targets
 from evo2cli.training.data import Batch, Corpus
-from evo2cli.training.evaluation import next_base_loss
+from evo2cli.training.evaluation import bits_per_base, next_base_loss, spread
 
 
 def stored(text):
@@ -79,3 +81,35 @@ def test_soft_masked_loss_is_renormalized(genome):
             total -= w * log_p[row, t, ord(base.upper())].item()
             count += w
     assert (nats / weight).item() == pytest.approx(total / count, rel=1e-6)
+
+
+class Unigram(torch.nn.Module):
+    """Gives A, C, G and T these probabilities, whatever came before."""
+
+    def __init__(self, **probabilities):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.full((512,), -40.0))
+        for base, probability in probabilities.items():
+            self.logits.data[ord(base)] = math.log(probability)
+
+    def forward(self, ids):
+        return self.logits.expand(*ids.shape, 512)
+
+
+def test_validation_counts_soft_masked_bases_in_full_and_nothing_else_than_bases():
+    model = Unigram(A=1 / 2, C=1 / 4, G=1 / 8, T=1 / 8)
+    tiles = np.stack([stored("Taaaaaaaa"), stored("TCCCCCCNN"), stored("|x|AAGGGG")])
+    # the first base of a window is no target: 8 a of one bit; 6 C of two; 2 A and 4 G
+    expected = (8 * 1 + 6 * 2 + 2 * 1 + 4 * 3) / 20
+    assert bits_per_base(model, tiles, batch_size=2) == pytest.approx(expected, rel=1e-5)
+
+
+def test_validation_spreads_its_windows_over_the_whole_file():
+    corpus = Corpus(
+        ["x", "y"], [stored("ACGT" * 20 + "A"), stored("ACG")]
+    )  # ten windows of eight bases, and a short one
+    tiles = corpus.tiles(8)
+    tiles[:10, 0] = range(65, 75)  # so that each is told by its first byte
+    assert len(tiles) == 11
+    assert spread(tiles, 4)[:, 0].tolist() == [65, 68, 71, 74]
+    assert spread(tiles, 100)[:, 0].tolist() == list(range(65, 75))
