@@ -9,11 +9,13 @@ import torch
 
 from evo2cli.cli.app import main
 from evo2cli.errors import UserError
-from evo2cli.lab.costs import decode, training_bytes
+from evo2cli.lab import costs, genomes
+from evo2cli.lab.costs import Costs, decode, training_bytes
 from evo2cli.lab.layouts import fit, n_parameters
 from evo2cli.lab.loop import Learner, Recipe
 from evo2cli.lab.report import markdown
 from evo2cli.lab.tasks import TASKS, UNSCORED, Task, accuracy
+from evo2cli.training.data import Corpus
 from stripedhyena2 import Config, ConfigError, load_model
 from stripedhyena2.initialization import new_model, prepare_for_training
 
@@ -113,6 +115,88 @@ def test_memory_counts_weights_moments_and_what_autograd_keeps():
     assert short > 4 * weights
     assert long - 4 * weights == pytest.approx(2 * (short - 4 * weights), rel=0.1)
     assert decode(model, torch.zeros(1, 40, dtype=torch.long))[1] == model.initial_state(1).nbytes()
+
+
+def test_a_learner_follows_its_schedule_and_clips_to_the_euclidean_norm():
+    """A warm-up over a tenth of the steps, then a cosine to a tenth of the rate."""
+    recipe = Recipe(20, 1, 1e-2, 0, clip=0.5)
+    model = torch.nn.Linear(2, 1, bias=False)
+    learner = Learner(model, recipe, lambda step: model(torch.tensor([[30.0, 40.0]])).sum())
+    rates, gradients = [], []
+
+    def take():
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+        gradients.append(model.weight.grad.flatten().tolist())
+
+    learner.optimizer.step = take
+    assert len(list(learner.all_steps())) == 20
+    assert rates[:3] == pytest.approx([5e-3, 1e-2, 1e-2])
+    assert rates[11] == pytest.approx(5.5e-3)
+    assert 1e-3 < rates[-1] < 1.1e-3
+    assert gradients[0] == pytest.approx([0.3, 0.4], rel=1e-4)
+    assert Recipe(5, 1, 1e-2, 0).schedule().rate(0) == 1e-2
+
+
+def test_memory_of_a_step_is_that_of_weights_gradients_two_moments_and_activations():
+    model, x = torch.nn.Linear(8, 4, bias=False), torch.ones(16, 8)
+    learner = Learner(model, Recipe(1, 1, 1e-3, 0), lambda step: model(x).square().sum())
+    # of 4 bytes each: a weight, its gradient and both moments; what goes into the layer, and what comes out
+    assert training_bytes(learner) == 4 * (4 * 32 + 16 * 8 + 16 * 4)
+
+
+def test_costs_are_medians_of_rounds_in_which_models_take_turns(monkeypatch):
+    config = Config(layout="S", d_model=16, n_heads=1, d_mlp=16, se_groups=2, mr_groups=2)
+    models = [prepare_for_training(new_model(config, seed)) for seed in (0, 1)]
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    learners = [Learner(m, Recipe(1, 3, 1e-3, 0), lambda step, m=m: m(ids).logsumexp(-1).mean()) for m in models]
+    steps = {0: [2.0, 9.0, 2.0, 1.0, 2.0], 1: [4.0, 4.0, 4.0, 90.0, 3.0]}  # seconds, by round
+    decoded = {0: [64.0] * 5, 1: [128.0, 128.0, 1.0, 128.0, 999.0]}
+    order, prompts = [], []
+
+    def timed(run, device):
+        which = [learner.one_step for learner in learners].index(run)
+        order.append(which)
+        return steps[which].pop(0)
+
+    def decode(model, prompt):
+        which = models.index(model)
+        assert not model.training
+        prompts.append(prompt.shape)
+        return decoded[which].pop(0) / 64, 1000 * (which + 1)
+
+    monkeypatch.setattr(costs, "timed", timed)
+    monkeypatch.setattr(costs, "decode", decode)
+    monkeypatch.setattr(costs, "training_bytes", lambda learner: 5_000_000 * (1 + learners.index(learner)))
+    assert costs.measure(learners, 8) == [Costs(12, 5, 1, 0.001), Costs(6, 10, 0.5, 0.002)]
+    assert order == [0, 1] * costs.ROUNDS
+    assert set(prompts) == {(1, 8)}
+
+
+def test_decoding_time_is_that_of_one_token(monkeypatch):
+    config = Config(layout="S", d_model=16, n_heads=1, d_mlp=16, se_groups=2, mr_groups=2)
+    monkeypatch.setattr(costs, "timed", lambda run, device: 640.0)
+    assert decode(new_model(config, 0), torch.zeros(1, 8, dtype=torch.long))[0] == 640 / costs.DECODED
+
+
+def test_layouts_are_trained_and_validated_on_the_same_windows(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    names = ("train", "valid")
+    paths = [tmp_path / f"{name}.fa" for name in names]
+    for path in paths:
+        path.write_text(f">x\n{''.join(rng.choice(list('ACGT'), 3000))}\n")
+    data, tiles = (Corpus.read([path]) for path in paths)
+    bench = genomes.Bench(data, {"valid": tiles.tiles(32)}, Recipe(3, 2, 1e-3, 7), 32, 4, 1, torch.device("cpu"))
+    seen, validated = [], []
+    loss, bits = genomes.next_base_loss, genomes.bits_per_base
+    monkeypatch.setattr(genomes, "next_base_loss", lambda logits, ids: seen.append(ids) or loss(logits, ids))
+    monkeypatch.setattr(genomes, "bits_per_base", lambda m, t, n: validated.append(t) or bits(m, t, n))
+    for pattern in ("S", "S*"):
+        config = fit(pattern, 60_000, width=32, layers=2, context=32)
+        genomes.train(pattern, config, bench, tmp_path / "out", print)
+    assert len(seen) == 6
+    assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:], strict=True))
+    assert not torch.equal(seen[0], seen[1])
+    assert np.array_equal(*validated)
 
 
 def test_a_diverging_run_is_an_error():

@@ -329,6 +329,18 @@ def test_flops_are_those_that_torch_counts(settings):
     assert flops_per_token(config, 4096)["attention"] > 50 * ours["attention"]
 
 
+def test_estimate_of_adapters_counts_gradients_and_moments_of_what_is_trained(settings):
+    from evo2cli.training.estimate import estimate
+
+    lora = {"rank": 2, "alpha": 2, "targets": ["*.mlp.w?"], "also": []}
+    config = Config.from_dict(settings().config)
+    adapters = config.n_layers * 3 * 2 * (config.d_model + config.d_mlp)
+    n = sum(p.numel() for p in new_model(config, 0).parameters())
+    e = estimate(settings(lora=lora), 1, 1)
+    assert (e.parameters, e.trained) == (n + adapters, adapters)
+    assert (e.weights, e.gradients, e.optimizer) == (4 * (n + adapters), 4 * adapters, 8 * adapters)
+
+
 def test_tensorboard_gets_what_the_log_gets(settings, start, tmp_path):
     class Board:
         def __init__(self):

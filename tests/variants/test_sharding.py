@@ -1,9 +1,15 @@
+from collections import Counter
+from contextlib import ExitStack
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evo2cli.errors import UsageError
-from evo2cli.variants.sharding import Shard
+from evo2cli.variants.run import Tally
+from evo2cli.variants.sharding import Ranks, Shard
+from evo2cli.variants.sinks import open_sink
+from evo2cli.variants.variant import Status
 
 
 @given(st.integers(0, 500), st.integers(1, 40), st.integers(1, 12), st.integers(1, 4))
@@ -27,3 +33,32 @@ def test_what_is_no_shard_is_refused(text):
 
 def test_a_shard_is_written_as_it_is_read():
     assert str(Shard.parse("2/8")) == "2/8"
+
+
+def test_the_first_process_gathers_text_and_tallies_of_all(tmp_path):
+    out = str(tmp_path / "out.tsv")
+    tallies = [
+        Tally(3, Counter({Status.OK: 3}), 100, 150, 4.0),
+        Tally(2, Counter({Status.OK: 1, Status.NO_CONTIG: 1}), 10, 15, 9.0),
+        Tally(1, Counter({Status.NO_CONTIG: 1}), 1, 2, 6.5),
+    ]
+    with ExitStack() as stack:
+        sinks = [stack.enter_context(open_sink(out, "tsv", Ranks(rank, 3, rank), resume=False)) for rank in range(3)]
+        for rank, (sink, tally) in enumerate(zip(sinks, tallies, strict=True)):
+            sink.begin({})
+            sink.write(f"rank {rank}\n".encode())
+            sink.checkpoint({**tally.progress(), "digest": ""})
+        whole = sinks[0].gather(tallies[0])
+        sinks[0].deliver(index=False)
+    # processes run beside each other: the slowest one's seconds are those of all
+    assert whole == Tally(6, Counter({Status.OK: 4, Status.NO_CONTIG: 2}), 111, 167, 9.0)
+    assert (tmp_path / "out.tsv").read_text() == "rank 0\nrank 1\nrank 2\n"
+
+
+def test_processes_are_those_that_torchrun_counts(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert Ranks.here() == Ranks(0, 1, 0)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert Ranks.here() == Ranks(rank=5, count=8, local=1)
