@@ -64,7 +64,7 @@ def test_interleaved_continuations_of_one_state_do_not_mix(model):
     prefix, ways = ids_of(40), [ids_of(30, seed=seed) for seed in (1, 2, 3)]
     _, state = model.extend(prefix[:, :39], model.initial_state(2))
     _, state = model.extend(prefix[:, 39:], state)  # now attention's buffer has room to write on in place
-    state.layers[CONFIG.layout.index("*")].reserve(60)  # and more of it
+    state.layers[CONFIG.layout.index("*")].reserve(200)  # and more than all of them need
     states, logits = [state, state], [[], [], []]
     for t in range(30):
         for i, way in enumerate(ways[:2]):
