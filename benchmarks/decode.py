@@ -17,7 +17,7 @@ from evo2cli.inference.engine import prefill
 from evo2cli.measure.speed import bandwidth, measure, random_model
 from evo2cli.measure.time import seconds
 from stripedhyena2.attention import causal_attention
-from stripedhyena2.decode import FixedStep
+from stripedhyena2.decode import StaticStep
 from stripedhyena2.layers.linear import Linear, packed
 
 
@@ -33,7 +33,7 @@ def parts(model: torch.nn.Module, batch: int, prompt: int, device: str) -> dict[
     u = torch.randn(batch, 1, 3 * c.d_model, dtype=kind, device=device)
     q = torch.randn(batch, c.n_heads, 1, c.head_dim, dtype=kind, device=device)
     mixers = list(zip(c.layout, (block.mixer for block in model.blocks), state.layers, strict=True))
-    hyena = [(m, s.core) for letter, m, s in mixers if letter != "*"]
+    hyena = [(m, s) for letter, m, s in mixers if letter != "*"]
     caches = [tuple(t.transpose(1, 2) for t in s.kv.unbind(2)) for letter, _, s in mixers if letter == "*"]
 
     def step() -> None:
@@ -52,7 +52,7 @@ def parts(model: torch.nn.Module, batch: int, prompt: int, device: str) -> dict[
     }
     record = recorder(model)
     if record is not None:
-        fixed = FixedStep(model, state.clone(), 1024)
+        fixed = StaticStep(model, state.clone(), 1024)
         runs["step under a CUDA graph"] = record(fixed)
     with packed(model):
         return {name: 1e3 * seconds(run, 15, device) for name, run in runs.items()}

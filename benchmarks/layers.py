@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kernels import Bench, machine_name, save
 from stripedhyena2 import preset
-from stripedhyena2.mixers import MIXERS
+from stripedhyena2.model import MIXERS
 
 LENGTHS = {"cpu": [512, 2048, 8192], "cuda": [2048, 8192, 32768, 131072]}
 NAMES = {"S": "Hyena-SE", "D": "Hyena-MR", "H": "Hyena-LI", "*": "attention"}

@@ -23,21 +23,21 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from stripedhyena2.parallel import Layout, SplitOperators, Strategies
-from stripedhyena2.parallel.comm import Exchange, Handle
+from stripedhyena2.parallel.comm import Communicator, Handle
 from stripedhyena2.parallel.shards import Shards
 
 PAIRS = [("p2p", "p2p-overlap"), ("a2a", "a2a-pipelined")]
 
 
-class SlowLink(Exchange):
-    """An exchange whose messages come and go one after the other, at `bandwidth` bytes a second either way."""
+class SlowLink(Communicator):
+    """A communicator whose messages come and go one after the other, at `bandwidth` bytes a second either way."""
 
     bandwidth = float("inf")
     carried = 0
     free = 0.0
 
-    def transfer(self, sends, receives):
-        handle = super().transfer(sends, receives)
+    def send_receive(self, sends, receives):
+        handle = super().send_receive(sends, receives)
         return self._held_back(handle, *(sum(t.nbytes for t, _ in messages) for messages in (sends, receives)))
 
     def all_to_all(self, x):

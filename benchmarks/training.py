@@ -19,8 +19,8 @@ from evo2cli.training.optimization import OPTIMIZERS, optimizers
 from evo2cli.training.run import recompute_blocks
 from evo2cli.training.utilization import memory_in_use, peak_flops
 from stripedhyena2 import preset
-from stripedhyena2.flops import flops_per_token, training_flops
 from stripedhyena2.initialization import new_model, prepare_for_training
+from stripedhyena2.model import flops_per_token, training_flops
 
 
 def main() -> None:

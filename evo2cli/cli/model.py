@@ -102,7 +102,7 @@ def _facts(checkpoint: Checkpoint, batch: int, length: int, devices: int) -> dic
     import torch
 
     from evo2cli.measure.memory import needed
-    from stripedhyena2.config import LAYERS
+    from stripedhyena2.model import MIXERS
 
     c = checkpoint.config
     kinds = Counter(c.layout)
@@ -122,7 +122,7 @@ def _facts(checkpoint: Checkpoint, batch: int, length: int, devices: int) -> dic
         "files": [str(file) for file in checkpoint.files],
         "bytes": sum(file.stat().st_size for file in checkpoint.files),
         "layout": c.layout,
-        "layers": {LAYERS[letter]: kinds[letter] for letter in LAYERS if kinds[letter]},
+        "layers": {mixer.name: kinds[letter] for letter, mixer in MIXERS.items() if kinds[letter]},
         "width": c.d_model,
         "heads": c.n_heads,
         "mlp_width": c.d_mlp,
@@ -137,12 +137,12 @@ def _facts(checkpoint: Checkpoint, batch: int, length: int, devices: int) -> dic
 
 
 def _part(key: str, layout: str) -> str:
-    from stripedhyena2.config import LAYERS
+    from stripedhyena2.model import MIXERS
 
     if not key.startswith("blocks."):
         return "final norm" if key.startswith("norm.") else key.partition(".")[0]
     _, layer, kind = key.split(".")[:3]
-    return LAYERS[layout[int(layer)]] if kind == "mixer" else "MLPs" if kind == "mlp" else "norms"
+    return MIXERS[layout[int(layer)]].name if kind == "mixer" else "MLPs" if kind == "mlp" else "norms"
 
 
 def _text(facts: dict[str, Any]) -> str:

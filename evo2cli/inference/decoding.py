@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evo2cli.console import log
 from stripedhyena2 import ModelState, StripedHyena2
-from stripedhyena2.decode import FixedStep
+from stripedhyena2.decode import StaticStep
 
 STEADY_TOKENS = 8
 """A graph is recorded when the same rows have taken so many tokens without one."""
@@ -29,11 +29,11 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 Replay = Callable[[], Tensor]
 """Runs a step and returns its logits, which the next run may overwrite."""
-Record = Callable[[FixedStep], Replay]
+Record = Callable[[StaticStep], Replay]
 """Makes a step repeatable."""
 
 
-def record_cuda_graph(step: FixedStep) -> Replay:
+def record_cuda_graph(step: StaticStep) -> Replay:
     """Record a step as a CUDA graph."""
     device = step.ids.device
     with torch.cuda.device(device), torch.inference_mode():
@@ -62,10 +62,10 @@ def recorder(model: StripedHyena2) -> Record | None:
 
 
 class Decoder:
-    """The rows of a batch.
+    """The rows of a batch, from `start` to `stop`.
 
-    Setting `state` puts other rows in their place. A graph is used only after its first logits agreed with those
-    without it; where they do not, or it cannot be recorded, decoding goes on without graphs, with a warning.
+    A graph is used only after its first logits agreed with those without it; where they do not, or it cannot be
+    recorded, decoding goes on without graphs, with a warning.
 
     Args:
         record: None does without graphs.
@@ -73,28 +73,26 @@ class Decoder:
 
     def __init__(self, model: StripedHyena2, record: Record | None = None):
         self.model, self._record = model, record
-        self.state = None
+        self._state: ModelState | None = None
+        self._graph: tuple[StaticStep, Replay] | None = None
+        self._waited = self._done = 0
 
-    @property
-    def state(self) -> ModelState | None:
-        """The state after all tokens so far; None where there are no rows."""
-        self._end_graph()
-        return self._state
+    def start(self, state: ModelState) -> None:
+        """Go on with the rows of a state, in place of any others."""
+        self._state, self._graph, self._waited, self._done = state, None, 0, 0
 
-    @state.setter
-    def state(self, state: ModelState | None) -> None:
-        self._state, self._waited, self._done = state, 0, 0
-        self._graph: tuple[FixedStep, Replay] | None = None
-
-    def _end_graph(self) -> None:
-        if self._graph is not None:
-            self.state = self._graph[0].after(self._done)
+    def stop(self) -> ModelState:
+        """The state after all tokens so far; the decoder has no rows then."""
+        state = self._state if self._graph is None else self._graph[0].after(self._done)
+        assert state is not None, "nothing was started"
+        self._state = self._graph = None
+        return state
 
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:
         """Logits (B, vocab) of what follows the next tokens ids (B, 1)."""
         if self._graph is not None and self._done == self._graph[0].room:
-            self._end_graph()
+            self.start(self.stop())
             self._waited = STEADY_TOKENS
         if self._graph is not None:
             step, replay = self._graph
@@ -113,7 +111,7 @@ class Decoder:
         """Record a graph, and run its first tokens with it and without."""
         found = None
         try:
-            step = FixedStep(self.model, before, max(LEAST_ROOM, before.position // 4))
+            step = StaticStep(self.model, before, max(LEAST_ROOM, before.position // 4))
             replay = record(step)
             step.reset()
             step.ids.copy_(ids)

@@ -166,10 +166,10 @@ class _Batch:
         _, prefix = self.last_prefill
         logits, state = prefix.logits.expand(len(samples), -1), prefix.state.expand(len(samples))
         if self.rows:
-            assert self.decoder.state is not None
             assert self.logits is not None
-            logits, state = torch.cat([self.logits, logits]), ModelState.join([self.decoder.state, state])
-        self.rows, self.logits, self.decoder.state = self.rows + samples, logits, state
+            logits, state = torch.cat([self.logits, logits]), ModelState.join([self.decoder.stop(), state])
+        self.rows, self.logits = self.rows + samples, logits
+        self.decoder.start(state)
 
     def draw(self, sampler: Sampler, seed: int, on_token: Callable[[Sample, int], None] | None) -> None:
         """Draw the next token of every row."""
@@ -198,11 +198,11 @@ class _Batch:
         keep = [i for i, row in enumerate(self.rows) if row.ended is None]
         if len(keep) == len(self.rows):
             return
-        self.rows = [self.rows[i] for i in keep]
+        self.rows, state = [self.rows[i] for i in keep], self.decoder.stop()
         if not keep:
-            self.decoder.state = self.logits = None
+            self.logits = None
             return
-        assert self.decoder.state is not None
         assert self.logits is not None
         rows = torch.tensor(keep, device=self.logits.device)
-        self.decoder.state, self.logits = self.decoder.state.select(rows), self.logits.index_select(0, rows)
+        self.decoder.start(state.select(rows))
+        self.logits = self.logits.index_select(0, rows)

@@ -9,7 +9,7 @@ from torch import nn
 
 from stripedhyena2 import Config, StripedHyena2
 from stripedhyena2.checkpoints import parameter_dtype
-from stripedhyena2.parallel.placement import shares
+from stripedhyena2.parallel.placement import assign_blocks
 from stripedhyena2.state import AttentionState
 
 
@@ -43,7 +43,7 @@ def needed(
     blocks = [weight_bytes(block, dtype, int8) for block in model.blocks]
     states = state_bytes(model, dtype, batch, length)
     rest = weight_bytes(model, dtype, int8) - sum(blocks)
-    device_of = shares(blocks, [1.0] * devices)
+    device_of = assign_blocks(blocks, [1.0] * devices)
     held = [
         (
             sum(b for b, d in zip(blocks, device_of, strict=True) if d == device) + (rest if device == 0 else 0),
@@ -70,7 +70,7 @@ def state_bytes(model: StripedHyena2, dtype: torch.dtype, batch: int, length: in
     c = model.config
     cache = batch * length * 2 * c.d_model * dtype.itemsize
     layers = model.initial_state(batch).layers
-    return [cache if isinstance(s, AttentionState) else s.nbytes() if s is not None else 0 for s in layers]
+    return [cache if isinstance(s, AttentionState) else s.nbytes() for s in layers]
 
 
 def working_bytes(config: Config, dtype: torch.dtype, tokens: int) -> int:

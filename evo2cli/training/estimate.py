@@ -11,8 +11,8 @@ from evo2cli.training.optimization import split_matrices
 from evo2cli.training.run import recompute_blocks
 from evo2cli.training.settings import Settings
 from stripedhyena2 import Config, StripedHyena2
-from stripedhyena2.flops import training_flops
 from stripedhyena2.layers.lora import add_lora
+from stripedhyena2.model import training_flops
 
 
 @dataclass(frozen=True)

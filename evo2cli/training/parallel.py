@@ -24,7 +24,7 @@ from evo2cli.errors import UsageError
 from evo2cli.io.tokens import PAD
 from evo2cli.training.data import Batch
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.parallel import ContextParallel, install
+from stripedhyena2.parallel import ContextParallel
 
 # a block's state is a view of what it computed, and nothing writes to it
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -103,7 +103,7 @@ def split_sequences(model: StripedHyena2, ranks: Ranks) -> Ranks:
     if ranks.mesh is None or ranks.mesh.size(1) == 1:
         return ranks
     context = ranks.how.context(ranks.mesh, model.config)
-    install(model, context.operators)
+    model.install(context.operators)
     return replace(ranks, context=context)
 
 

@@ -44,9 +44,9 @@ from evo2cli.training.store import default_folder
 from evo2cli.training.utilization import memory_in_use, peak_flops
 from stripedhyena2 import Config, StripedHyena2
 from stripedhyena2.checkpoints import native, parameter_dtype
-from stripedhyena2.flops import training_flops
 from stripedhyena2.initialization import new_model, prepare_for_training
 from stripedhyena2.layers.lora import add_lora
+from stripedhyena2.model import training_flops
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -144,3 +144,18 @@ def _scores(q: Tensor, k: Tensor, rows: slice, causal: bool) -> Tensor:
         seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()[rows]
         scores = scores.masked_fill(~seen, -torch.inf)
     return scores
+
+
+def rotary_frequencies(base: float, head_dim: int, device: torch.device | None = None) -> Tensor:
+    """Angle per position of each rotated pair (head_dim / 2,), float32."""
+    return 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+
+
+def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
+    """Rotary embedding, half-split and in float32, of x (B, L, n, heads, head size) at positions (B or 1, L)."""
+    frequencies = rotary_frequencies(base, x.shape[-1], x.device)
+    angles = (positions[..., None] * frequencies)[:, :, None, None, :]
+    acc = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = angles.cos().to(acc), angles.sin().to(acc)
+    a, b = x.to(acc).chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,14 @@ from typing import Any
 import yaml
 
 from stripedhyena2.errors import ConfigError
-
-LAYERS = {"S": "Hyena-SE", "D": "Hyena-MR", "H": "Hyena-LI", "*": "attention", "P": "Phalanx"}
-PHALANX_HEAD = 16
-"""Channels of a head of a Phalanx layer."""
+from stripedhyena2.model import MIXERS
 
 
 @dataclass(frozen=True)
 class Config:
     """Shape and constants of a model (arXiv:2503.01868 and the published Evo 2 configurations).
 
-    `layout` holds one letter a layer: S Hyena-SE, D Hyena-MR, H Hyena-LI, * attention, P Phalanx.
+    `layout` holds one letter a layer, of `MIXERS`: S Hyena-SE, D Hyena-MR, H Hyena-LI, * attention, P Phalanx.
     """
 
     layout: str
@@ -59,8 +55,8 @@ class Config:
             if not ok:
                 raise ConfigError(message)
 
-        wrong = sorted(set(self.layout) - set(LAYERS))
-        known = ", ".join(f"{letter} ({name})" for letter, name in LAYERS.items())
+        wrong = sorted(set(self.layout) - set(MIXERS))
+        known = ", ".join(f"{letter} ({mixer.name})" for letter, mixer in MIXERS.items())
         demand(bool(self.layout), "the layout is empty; give one letter a layer: " + known)
         demand(not wrong, f"unknown layer {''.join(wrong)!r} in layout {self.layout!r}; known: {known}")
         for name in ("d_model", "n_heads", "se_groups", "mr_groups", "vocab_size", "n_modes", "context"):
@@ -69,15 +65,9 @@ class Config:
         for name in ("n_heads", "se_groups", "mr_groups"):
             n = getattr(self, name)
             demand(self.d_model % n == 0, f"d_model {self.d_model} does not divide into {n} ({name}); change either")
-        demand("*" not in self.layout or self.head_dim % 2 == 0, f"the head size {self.head_dim} must be even")
-        if "P" in self.layout:
-            self._check_phalanx(demand)
+        for letter in dict.fromkeys(self.layout):
+            MIXERS[letter].check(self)
         demand(self.activation in ("gelu", "silu"), f"unknown activation {self.activation!r}; use gelu or silu")
-
-    def _check_phalanx(self, demand: Callable[[bool, str], None]) -> None:
-        D, heads, kv = self.d_model, self.phalanx_heads, self.phalanx_kv_heads
-        demand(D % PHALANX_HEAD == 0, f"d_model {D} is no multiple of {PHALANX_HEAD}, as Phalanx layers (P) need")
-        demand(kv is None or (kv >= 1 and heads % kv == 0), f"{heads} Phalanx heads do not share {kv} phalanx_kv_heads")
 
     @property
     def n_layers(self) -> int:
@@ -86,10 +76,6 @@ class Config:
     @property
     def head_dim(self) -> int:
         return self.d_model // self.n_heads
-
-    @property
-    def phalanx_heads(self) -> int:
-        return self.d_model // PHALANX_HEAD
 
     def mlp_activation(self, layer: int) -> str:
         """The activation of a layer's MLP: gelu, silu or identity."""

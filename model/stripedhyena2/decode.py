@@ -6,6 +6,7 @@ number, so that the same recorded kernels serve every token.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,39 +14,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stripedhyena2.model import StripedHyena2
-from stripedhyena2.operators import Operators, using
-from stripedhyena2.state import AttentionState, HyenaState, ModelState, PhalanxState
+from stripedhyena2.operators import RecurrentOperators
+from stripedhyena2.state import AttentionState, LayerState, ModelState
 
 ROOM_MULTIPLE = 64
 
 
 @dataclass
-class _Room:
-    """Keys and values (B, capacity, 2, heads, head size), finite everywhere, and the column (1,) of the next token."""
+class StaticKV:
+    """Attention's state at fixed addresses: keys and values (B, capacity, 2, heads, head size), finite everywhere, and
+    the column (1,) of the next token. Writing to it in place is how it goes on."""
 
     kv: Tensor
-    length: Tensor
+    column: Tensor
     starts: Tensor | None
 
 
-class _FixedOperators(Operators):
-    def positions(self, first: Tensor, length: int, device: torch.device) -> Tensor:  # type: ignore[override]
-        return first
+class StaticOperators(RecurrentOperators):
+    """Operators of one token whose attention writes into a StaticKV and reads all of it, under a mask."""
 
-    def attention(self, q: Tensor, kv: Tensor, state: _Room) -> tuple[Tensor, _Room]:  # type: ignore[override]
-        state.kv.index_copy_(1, state.length, kv)
+    def positions(self, state: StaticKV, length: int, device: torch.device) -> Tensor:
+        return state.column
+
+    def attention(self, q: Tensor, kv: Tensor, state: StaticKV) -> tuple[Tensor, StaticKV]:
+        state.kv.index_copy_(1, state.column, kv)
         columns = torch.arange(state.kv.shape[1], device=q.device)[None]
-        seen = columns <= state.length
+        seen = columns <= state.column
         if state.starts is not None:
             seen = seen & (columns >= state.starts[:, None])
         k, v = (t.transpose(1, 2) for t in state.kv.unbind(2))
         return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, seen[:, None, None]).transpose(1, 2), state
 
 
-_OPERATORS = _FixedOperators()
-
-
-class FixedStep:
+class StaticStep:
     """A batch that grows a token at a time.
 
     It works in the room behind `before`'s keys and values. `before` stays what it is and may be continued otherwise,
@@ -65,20 +66,19 @@ class FixedStep:
         self.model, self.before = model, before
         self.room = room + -(before.position + room) % ROOM_MULTIPLE
         self._column = torch.tensor([before.position], device=model.embedding.weight.device)
-        self._layers: list[_Room | HyenaState | PhalanxState] = []
-        for layer in before.layers:
-            assert layer is not None
-            if isinstance(layer, AttentionState):
-                self._layers.append(_Room(layer.reserve(self.room), self._column, layer.starts))
-            else:
-                self._layers.append(layer.map(torch.clone))
+        self._layers = [self._static(layer) for layer in before.layers]
         self.ids = self._column.new_zeros(before.rows(), 1)
+
+    def _static(self, layer: LayerState) -> StaticKV | LayerState:
+        if isinstance(layer, AttentionState):
+            return StaticKV(layer.reserve(self.room), self._column, layer.starts)
+        return layer.map(torch.clone)
 
     @torch.inference_mode()
     def run(self) -> Tensor:
         """Run the tokens `ids`: logits (B, vocab) of those that follow."""
-        with using(self.model, _OPERATORS):
-            x, after = self.model.hidden(self.ids, ModelState(self._layers, 0))  # type: ignore[arg-type]
+        with self.model.using(StaticOperators()):
+            x, after = self.model.run_blocks(self.ids, self._layers)
         self._write(after)
         self._column += 1
         return self.model.logits(x)[:, 0]
@@ -86,19 +86,26 @@ class FixedStep:
     @torch.inference_mode()
     def reset(self) -> None:
         """Go back to `before`."""
-        self._write(self.before)
+        self._write(self.before.layers)
         self._column.fill_(self.before.position)
 
     def after(self, tokens: int) -> ModelState:
         """The state after so many tokens were run. It takes the memory over: nothing may be run here any more."""
-        layers = [
-            layer.grown(tokens) if isinstance(layer, AttentionState) else own
-            for own, layer in zip(self._layers, self.before.layers, strict=True)
-        ]
-        return ModelState(layers, self.before.position + tokens)  # type: ignore[arg-type]
+        layers: list[LayerState] = []
+        for own, before in zip(self._layers, self.before.layers, strict=True):
+            if isinstance(before, AttentionState):
+                layers.append(before.grown(tokens))
+            elif isinstance(own, LayerState):
+                layers.append(own)
+        return ModelState(layers, self.before.position + tokens)
 
-    def _write(self, state: ModelState) -> None:
-        for own, layer in zip(self._layers, state.layers, strict=True):
-            if not isinstance(own, _Room):
-                for mine, new in zip(own.tensors().values(), layer.tensors().values(), strict=True):  # type: ignore[union-attr]
-                    mine.copy_(new)
+    def buffers(self) -> list[Tensor]:
+        """All tensors that a step reads and writes beside the weights, which stay where they are."""
+        held = [[x.kv, x.column] if isinstance(x, StaticKV) else [*x.tensors().values()] for x in self._layers]
+        return [self.ids, *(t for tensors in held for t in tensors)]
+
+    def _write(self, layers: Iterable[StaticKV | LayerState]) -> None:
+        for own, new in zip(self._layers, layers, strict=True):
+            if isinstance(own, LayerState) and isinstance(new, LayerState):
+                for name, t in own.tensors().items():
+                    t.copy_(new.tensors()[name])

@@ -2,37 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hyena_kernels import hyena_li, hyena_mr, hyena_se, swr
+from hyena_kernels import CoreState, SWRState, hyena_li, hyena_mr, hyena_se, swr
 from stripedhyena2.attention import causal_attention
-from stripedhyena2.state import AttentionState
+from stripedhyena2.state import AttentionState, RecurrentState
 
 
-class Operators:
-    """Operators on whole sequences: nothing but calls of the kernels.
+class Operators(Protocol):
+    """What a mixer asks of its attribute `operators`.
 
-    A mixer calls them through its attribute `operators`, so that `stripedhyena2.parallel` can put operators in their
-    place which do the same for sequences that are split over processes.
+    `LocalOperators` runs whole sequences from streaming states. `stripedhyena2.parallel` and `stripedhyena2.decode`
+    install operators with other states, for sequences split over processes and for CUDA graphs; a mixer passes a state
+    on as it is.
     """
 
-    hyena_se = staticmethod(hyena_se)
-    hyena_mr = staticmethod(hyena_mr)
-    hyena_li = staticmethod(hyena_li)
-    swr = staticmethod(swr)
+    def hyena_se(
+        self, u: Tensor, w: Tensor, h: Tensor, *, bias: Tensor | None = None, state: Any = None
+    ) -> tuple[Tensor, Any]: ...
 
-    def positions(self, first: int, length: int, device: torch.device) -> Tensor:
-        """Columns (L,) at which the next `length` tokens stand, when `first` came before."""
+    def hyena_mr(
+        self, u: Tensor, w: Tensor, h: Tensor, skip: Tensor, *, bias: Tensor | None = None, state: Any = None
+    ) -> tuple[Tensor, Any]: ...
+
+    def hyena_li(
+        self,
+        u: Tensor,
+        w: Tensor,
+        log_poles: Tensor,
+        residues: Tensor,
+        skip: Tensor,
+        *,
+        bias: Tensor | None = None,
+        state: Any = None,
+    ) -> tuple[Tensor, Any]: ...
+
+    def swr(self, a: Tensor, u: Tensor, state: Any = None) -> tuple[Tensor, Any]: ...
+
+    def positions(self, state: Any, length: int, device: torch.device) -> Tensor:
+        """The columns (L,) of the next `length` tokens."""
+        ...
+
+    def attention(self, q: Tensor, kv: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Causal attention of q (B, L, heads, head size), with the keys and values kv (B, L, 2, heads, head size) of
+        the same tokens and those in `state` before them: the outputs, shaped as q, and the state after them."""
+        ...
+
+
+class RecurrentOperators:
+    """The operators other than attention: the kernels, with layer states for their tuples."""
+
+    def hyena_se(
+        self, u: Tensor, w: Tensor, h: Tensor, *, bias: Tensor | None = None, state: RecurrentState | None = None
+    ) -> tuple[Tensor, RecurrentState]:
+        y, core = hyena_se(u, w, h, bias=bias, state=core_state(state))
+        return y, hyena_state(core)
+
+    def hyena_mr(
+        self,
+        u: Tensor,
+        w: Tensor,
+        h: Tensor,
+        skip: Tensor,
+        *,
+        bias: Tensor | None = None,
+        state: RecurrentState | None = None,
+    ) -> tuple[Tensor, RecurrentState]:
+        y, core = hyena_mr(u, w, h, skip, bias=bias, state=core_state(state))
+        return y, hyena_state(core)
+
+    def hyena_li(
+        self,
+        u: Tensor,
+        w: Tensor,
+        log_poles: Tensor,
+        residues: Tensor,
+        skip: Tensor,
+        *,
+        bias: Tensor | None = None,
+        state: RecurrentState | None = None,
+    ) -> tuple[Tensor, RecurrentState]:
+        y, core = hyena_li(u, w, log_poles, residues, skip, bias=bias, state=core_state(state))
+        return y, hyena_state(core)
+
+    def swr(self, a: Tensor, u: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState]:
+        y, after = swr(a, u, swr_state(state))
+        return y, RecurrentState(after._asdict())
+
+
+class LocalOperators(RecurrentOperators):
+    """Operators on whole sequences."""
+
+    def positions(self, state: AttentionState | None, length: int, device: torch.device) -> Tensor:
+        first = 0 if state is None else state.length
         return torch.arange(first, first + length, device=device)
 
     def attention(self, q: Tensor, kv: Tensor, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
-        """Causal attention of q (B, L, heads, head size), with the keys and values kv (B, L, 2, heads, head size) of
-        the same tokens and those in `state` before them: the outputs, shaped as q, and the state after them."""
         starts = None if state is None else state.starts
         state = AttentionState.of(kv) if state is None else state.append(kv)
         k, v = state.kv.unbind(2)
@@ -40,25 +108,19 @@ class Operators:
         return y.transpose(1, 2), state
 
 
-LOCAL = Operators()
+LOCAL = LocalOperators()
 
 
-def install(model: nn.Module, operators: Operators) -> None:
-    """Let all mixers of a model call these operators."""
-    for mixer in _mixers(model):
-        mixer.operators = operators
+def core_state(state: RecurrentState | None) -> CoreState | None:
+    """A Hyena layer's state as the kernels take it."""
+    return None if state is None else (state.tensors()["featurizer"], state.tensors()["conv"])
 
 
-@contextmanager
-def using(model: nn.Module, operators: Operators) -> Iterator[None]:
-    """While the context is open, all mixers of a model call these operators."""
-    install(model, operators)
-    try:
-        yield
-    finally:
-        for mixer in _mixers(model):
-            del mixer.operators
+def hyena_state(core: CoreState) -> RecurrentState:
+    """The state of a Hyena layer: featurizer inputs (B, 2, 3D), and the FIR's inputs (B, K-1, D) or modes (B, D, N)."""
+    return RecurrentState({"featurizer": core[0], "conv": core[1]})
 
 
-def _mixers(model: nn.Module) -> Iterator[Any]:
-    return (module for module in model.modules() if isinstance(getattr(module, "operators", None), Operators))
+def swr_state(state: RecurrentState | None) -> SWRState | None:
+    """A Phalanx layer's state as the kernel takes it."""
+    return None if state is None else SWRState(**state.tensors())

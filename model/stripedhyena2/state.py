@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,50 +14,45 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hyena_kernels import CoreState, SWRState
 from stripedhyena2.atomic import replacing
 from stripedhyena2.errors import CheckpointError
 
 
-@dataclass
-class HyenaState:
-    """A Hyena mixer's state: featurizer inputs (B, 2, 3D), and the FIR's inputs (B, K-1, D) or modes (B, D, N)."""
+class LayerState(ABC):
+    """What one layer keeps of the sequences so far: tensors (B, ...)."""
 
-    core: CoreState
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What it is made of, by name."""
 
-    def map(self, f: Callable[[Tensor], Tensor]) -> HyenaState:
-        return HyenaState((f(self.core[0]), f(self.core[1])))
+    @abstractmethod
+    def map(self, f: Callable[[Tensor], Tensor]) -> LayerState:
+        """The state with f applied to each of its tensors."""
 
     @staticmethod
-    def join(states: list[HyenaState]) -> HyenaState:
-        featurizer, conv = zip(*(s.core for s in states), strict=True)
-        return HyenaState((torch.cat(featurizer), torch.cat(conv)))
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"featurizer": self.core[0], "conv": self.core[1]}
+    @abstractmethod
+    def join(states: Sequence[Any]) -> LayerState:
+        """The rows of several states of one layer, in order."""
 
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in self.core)
+        return sum(t.nbytes for t in self.tensors().values())
 
 
 @dataclass
-class PhalanxState:
-    """A Phalanx mixer's state: where its recurrence stands in its block of 16 tokens."""
+class RecurrentState(LayerState):
+    """The state of a layer that keeps as much of a long sequence as of a short one: filter inputs, modes, products."""
 
-    swr: SWRState
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> PhalanxState:
-        return PhalanxState(SWRState(*(f(t) for t in self.swr)))
-
-    @staticmethod
-    def join(states: list[PhalanxState]) -> PhalanxState:
-        return PhalanxState(SWRState(*(torch.cat(parts) for parts in zip(*(s.swr for s in states), strict=True))))
+    parts: dict[str, Tensor]
 
     def tensors(self) -> dict[str, Tensor]:
-        return self.swr._asdict()
+        return self.parts
 
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in self.swr)
+    def map(self, f: Callable[[Tensor], Tensor]) -> RecurrentState:
+        return RecurrentState({name: f(t) for name, t in self.parts.items()})
+
+    @staticmethod
+    def join(states: Sequence[RecurrentState]) -> RecurrentState:
+        return RecurrentState({name: torch.cat([s.parts[name] for s in states]) for name in states[0].parts})
 
 
 class _KVBuffer:
@@ -70,7 +67,7 @@ class _KVBuffer:
 
 
 @dataclass
-class AttentionState:
+class AttentionState(LayerState):
     """Keys (rotated) and values of the sequence so far: the first `length` columns of a growing buffer.
 
     Rows of unequal length end at the same column: row b begins at column `starts[b]`, and what stands before it is not
@@ -133,7 +130,7 @@ class AttentionState:
         return AttentionState.of(f(self.kv), None if self.starts is None else f(self.starts))
 
     @staticmethod
-    def join(states: list[AttentionState]) -> AttentionState:
+    def join(states: Sequence[AttentionState]) -> AttentionState:
         length = max(s.length for s in states)
         kv = torch.cat([F.pad(s.kv, (0, 0, 0, 0, 0, 0, length - s.length, 0)) for s in states])
         starts = []
@@ -150,80 +147,73 @@ class AttentionState:
         return self.kv.nbytes
 
 
-LayerState = HyenaState | AttentionState | PhalanxState
-
-
-@dataclass
 class ModelState:
     """The states of all layers, and the number of tokens seen: the position of the next one.
 
     In a state joined from rows of unequal length, `position` is that of the longest row.
     """
 
-    layers: list[LayerState | None]
-    position: int
+    def __init__(self, layers: list[LayerState], position: int):
+        self._layers, self.position = layers, position
 
-    def _map(self, f: Callable[[Tensor], Tensor]) -> ModelState:
-        return ModelState([None if s is None else s.map(f) for s in self.layers], self.position)
+    @property
+    def layers(self) -> list[LayerState]:
+        return self._layers
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> ModelState:
+        """The state with f applied to each of its tensors."""
+        return ModelState([layer.map(f) for layer in self.layers], self.position)
 
     def clone(self) -> ModelState:
         """A copy that shares no memory."""
-        return self._map(torch.clone)
+        return self.map(torch.clone)
 
     def expand(self, n: int) -> ModelState:
         """Each row n times, neighbouring: (B, ...) -> (B * n, ...)."""
-        return self._map(lambda t: t.repeat_interleave(n, dim=0))
+        return self.map(lambda t: t.repeat_interleave(n, dim=0))
 
     def select(self, rows: Tensor) -> ModelState:
         """The rows of these indices, in their order."""
-        return self._map(lambda t: t.index_select(0, rows.to(t.device)))
+        return self.map(lambda t: t.index_select(0, rows.to(t.device)))
 
     def to(self, device: torch.device | str) -> ModelState:
-        return self._map(lambda t: t.to(device))
+        return self.map(lambda t: t.to(device))
 
     @staticmethod
     def join(states: list[ModelState]) -> ModelState:
         """The rows of several states as one batch, in order; the states may have seen different numbers of tokens."""
         if len(states) == 1:
             return states[0]
-        layers: list[LayerState | None] = []
-        for parts in zip(*(s.layers for s in states), strict=True):
-            layers.append(type(parts[0]).join(list(parts)))  # type: ignore[union-attr, arg-type]
+        layers = [type(parts[0]).join(parts) for parts in zip(*(s.layers for s in states), strict=True)]
         return ModelState(layers, max(s.position for s in states))
 
     def rows(self) -> int:
         """The number of sequences."""
-        return next(t.shape[0] for s in self.layers if s is not None for t in s.tensors().values())
+        return next(t.shape[0] for layer in self.layers for t in layer.tensors().values())
 
     def nbytes(self) -> int:
-        return sum(s.nbytes() for s in self.layers if s is not None)
+        return sum(layer.nbytes() for layer in self.layers)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What it is made of, by name: `LAYER.featurizer`, `LAYER.conv`, `LAYER.kv`, `LAYER.starts`, those
-        of an SWRState, `position`."""
+        """What it is made of, by name: `position`, and each layer's tensors as `LAYER.NAME`."""
         named = {"position": torch.tensor(self.position)}
-        for i, state in enumerate(self.layers):
-            if state is not None:
-                named |= {f"{i}.{name}": t for name, t in state.tensors().items()}
+        for i, layer in enumerate(self.layers):
+            named |= {f"{i}.{name}": t for name, t in layer.tensors().items()}
         return named
 
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ModelState:
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor]) -> ModelState:
         """The state that `tensors()` took apart; other names among the tensors do not matter."""
         by_layer: dict[int, dict[str, Tensor]] = {}
         for name, t in tensors.items():
             layer, _, part = name.partition(".")
             if layer.isdecimal():
                 by_layer.setdefault(int(layer), {})[part] = t
-        layers: list[LayerState | None] = []
-        for _, parts in sorted(by_layer.items()):
-            if "kv" in parts:
-                layers.append(AttentionState.of(parts["kv"], parts.get("starts")))
-            elif "product" in parts:
-                layers.append(PhalanxState(SWRState(**parts)))
-            else:
-                layers.append(HyenaState((parts["featurizer"], parts["conv"])))
-        return cls(layers, int(tensors["position"]))
+        layers: list[LayerState] = [
+            AttentionState.of(parts["kv"], parts.get("starts")) if "kv" in parts else RecurrentState(parts)
+            for _, parts in sorted(by_layer.items())
+        ]
+        return ModelState(layers, int(tensors["position"]))
 
     def save(
         self, path: str | Path, beside: Mapping[str, Tensor] | None = None, metadata: dict[str, str] | None = None
@@ -233,10 +223,10 @@ class ModelState:
         with replacing(Path(path), sum(t.nbytes for t in tensors.values())) as staging:
             save_file(tensors, staging, metadata)
 
-    @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> ModelState:
+    @staticmethod
+    def load(path: str | Path, device: torch.device | str = "cpu") -> ModelState:
         """Read what `save` wrote; CheckpointError where the file is no state."""
         try:
-            return cls.from_tensors(load_file(path, device=str(device)))
+            return ModelState.from_tensors(load_file(path, device=str(device)))
         except (OSError, SafetensorError, KeyError) as e:
             raise CheckpointError(f"{path} is no saved state, or damaged ({e}); make it again") from e

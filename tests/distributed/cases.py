@@ -2,9 +2,8 @@
 
 import torch
 
-from hyena_kernels import SWRState
 from stripedhyena2.parallel import Strategies
-from stripedhyena2.state import AttentionState
+from stripedhyena2.state import AttentionState, RecurrentState
 
 B, D, GROUPS, HEADS, MODES = 2, 16, 8, 8, 16
 SHARD = 40
@@ -55,9 +54,9 @@ def call(operators, op, split, filters, before):
         state = AttentionState.of(before["past"]) if before else None
         return operators.attention(split["q"], split["kv"], state)
     if op == "swr":
-        state = SWRState(**before, done=torch.tensor([3, 14])) if before else None
+        state = RecurrentState({**before, "done": torch.tensor([3, 14])}) if before else None
         return operators.swr(split["a"], split["u"], state)
-    state = (before["featurizer"], before["conv"]) if before else None
+    state = RecurrentState(before) if before else None
     return getattr(operators, f"hyena_{op}")(split["u"], **filters, state=state)
 
 

@@ -6,23 +6,23 @@ from cases import CASES, HEADS, MODES, SHARD, TAPS, B, D, arguments, call, strat
 
 from benchmarks import context_parallel_cost as cost
 from stripedhyena2.parallel import KINDS, Layout, SplitOperators
-from stripedhyena2.parallel.comm import Exchange
+from stripedhyena2.parallel.comm import Communicator
 from stripedhyena2.parallel.shards import Shards
 
 
 def bytes_sent(op, strategy, kind, length):
     """What this rank sends forward and backward."""
-    exchange = Exchange()
-    layout = Layout(kind, exchange.size, exchange.rank)
+    comm = Communicator()
+    layout = Layout(kind, comm.size, comm.rank)
     split, filters, before = arguments(op, length, torch.float32, past=False)
     split = {name: layout.take(t).requires_grad_() for name, t in split.items()}
     for t in filters.values():
         t.requires_grad_()
-    operators = SplitOperators(Shards(layout, exchange), strategies_of(op, strategy))
+    operators = SplitOperators(Shards(layout, comm), strategies_of(op, strategy))
     y, _ = call(operators, op, split, filters, before)
-    forward = exchange.bytes_sent
+    forward = comm.bytes_sent
     y.sum().backward()
-    return forward, exchange.bytes_sent - forward
+    return forward, comm.bytes_sent - forward
 
 
 def formula(op, strategy, layout, length, backward):

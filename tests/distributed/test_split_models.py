@@ -49,7 +49,8 @@ def train_on_ranks(strategies, kind, length):
     count = context.sum((targets != PAD).sum())
     loss = nats(model, inputs, targets) / count
     loss.backward()
-    context.sum_gradients(model)
+    for p in model.parameters():
+        p.grad = context.sum(p.grad)
     return {"loss": context.sum(loss), "count": count, "gradients": {k: p.grad for k, p in model.named_parameters()}}
 
 
@@ -77,9 +78,9 @@ def prefill_and_decode(strategies, kind, lengths, to):
     for i, piece in enumerate(ids_of(sum(lengths) + 5)[:, : sum(lengths)].split(lengths, dim=1)):
         before = 0 if state is None else state.position
         with context.running(model):
-            x, share = model.hidden(context.split(piece), state)
+            x, layers = model.run_blocks(context.split(piece), None if state is None else state.layers)
             logits.append(context.join(model.logits(x), piece.shape[1]))
-        state = context.whole_state(share, piece.shape[1], before, to if i == len(lengths) - 1 else None)
+        state = context.gather_state(layers, before + piece.shape[1], to if i == len(lengths) - 1 else None)
     if to in (None, dist.get_rank()):
         for token in ids_of(sum(lengths) + 5)[:, sum(lengths) :].split(1, dim=1):
             y, state = model.extend(token, state)

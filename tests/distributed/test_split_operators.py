@@ -8,28 +8,22 @@ from cases import CASES, SHARD, arguments, strategies_of, weight_of, with_gradie
 from stripedhyena2.operators import LOCAL
 from stripedhyena2.parallel import KINDS, Layout, SplitOperators
 from stripedhyena2.parallel.attention import _Gradients, _Outputs
-from stripedhyena2.parallel.comm import Exchange
+from stripedhyena2.parallel.comm import Communicator
 from stripedhyena2.parallel.shards import Shards
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 def on_ranks(op, strategy, kind, length, dtype, past):
-    exchange = Exchange()
-    layout = Layout(kind, exchange.size, exchange.rank)
-    shards = Shards(layout, exchange)
+    comm = Communicator()
+    layout = Layout(kind, comm.size, comm.rank)
+    shards = Shards(layout, comm)
     split, filters, before = arguments(op, length, dtype, past)
     split = {name: layout.take(t) for name, t in split.items()}
     weight = layout.take(weight_of(op, length, dtype))
     operators = SplitOperators(shards, strategies_of(op, strategy))
-    y, share, gradients = with_gradients(operators, op, split, filters, before, weight)
-    return {"y": y, "gradients": gradients, "state": whole_state(op, share, shards)}
-
-
-def whole_state(op, share, shards):
-    if op == "attention":
-        return [share.whole(shards, None).kv]
-    return list(share.whole(shards, None)) if op == "swr" else [part.whole(shards, None) for part in share]
+    y, state, gradients = with_gradients(operators, op, split, filters, before, weight)
+    return {"y": y, "gradients": gradients, "state": state.gather(shards, None).tensors()}
 
 
 def close(got, want, tolerance):
@@ -53,8 +47,9 @@ def test_ranks_give_what_one_process_gives(processes, n, op, strategy, kind, dty
     tolerance = TOLERANCE[dtype]
     for layout, result in zip(layouts, results, strict=True):
         assert close(result["y"], layout.take(y), tolerance)
-        for got, want in zip(result["state"], [state.kv] if op == "attention" else state, strict=True):
-            assert close(got, want, tolerance)
+        assert result["state"].keys() == state.tensors().keys()
+        for name, t in state.tensors().items():
+            assert close(result["state"][name], t, tolerance), name
         for name in split:
             assert close(result["gradients"][name], layout.take(gradients[name]), tolerance), name
     for name in (*filters, *before):

@@ -10,7 +10,7 @@ from evo2cli.inference.decoding import STEADY_TOKENS, Decoder, recorder
 from evo2cli.inference.engine import generate, prefill
 from evo2cli.inference.sampling import Sampler
 from stripedhyena2 import Config, ModelState
-from stripedhyena2.decode import ROOM_MULTIPLE, FixedStep
+from stripedhyena2.decode import ROOM_MULTIPLE, StaticStep
 from stripedhyena2.initialization import new_model
 
 LAYOUTS = ["SDH*", "*P*PS"]
@@ -40,11 +40,10 @@ class Replayed:
         self.off, self.recorded, self.ran = off, 0, 0
 
     @staticmethod
-    def places(step: FixedStep) -> list[int]:
-        held = [[x.kv, x.length] if hasattr(x, "kv") else [*x.tensors().values()] for x in step._layers]
-        return [t.data_ptr() for tensors in [[step.ids], *held] for t in tensors]
+    def places(step: StaticStep) -> list[int]:
+        return [t.data_ptr() for t in step.buffers()]
 
-    def __call__(self, step: FixedStep):
+    def __call__(self, step: StaticStep):
         self.recorded += 1
         places = self.places(step)
         logits = torch.zeros(step.ids.shape[0], step.model.config.vocab_size, dtype=torch.float64)
@@ -75,7 +74,7 @@ def expected(model, state, ids):
 def test_a_fixed_step_gives_what_extend_gives(model, unequal):
     ids = tokens(3, 40)
     wanted, end = expected(model, unequal.clone(), ids)
-    step = FixedStep(model, unequal.clone(), room=40)
+    step = StaticStep(model, unequal.clone(), room=40)
     assert (unequal.position + step.room) % ROOM_MULTIPLE == 0
     for _ in range(2):
         step.reset()
@@ -92,7 +91,7 @@ def test_a_fixed_step_gives_what_extend_gives(model, unequal):
 def test_the_state_before_a_fixed_step_can_be_continued_otherwise(model, unequal):
     state, other = unequal.clone(), tokens(3, 5, seed=1)
     wanted, _ = expected(model, unequal.clone(), other)
-    step = FixedStep(model, state, room=5)
+    step = StaticStep(model, state, room=5)
     step.ids.fill_(65)
     step.run()
     for a, b in zip(expected(model, state, other)[0], wanted, strict=True):
@@ -104,14 +103,15 @@ def test_a_decoder_gives_the_same_with_graphs_and_when_their_room_ends(model, un
     record, ids = Replayed(), tokens(3, 300)
     wanted, end = expected(model, unequal.clone(), ids)
     decoder = Decoder(model, record)
-    decoder.state = unequal.clone()
+    decoder.start(unequal.clone())
     for i, (token, logits) in enumerate(zip(ids, wanted, strict=True)):
         torch.testing.assert_close(decoder.step(token), logits, rtol=1e-9, atol=1e-9)
         assert (record.recorded > 0) == (i >= STEADY_TOKENS)
     assert record.recorded >= 3
     assert record.ran == len(ids) - STEADY_TOKENS
+    state = decoder.stop()
     for name, t in end.tensors().items():
-        torch.testing.assert_close(decoder.state.tensors()[name], t, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(state.tensors()[name], t, rtol=1e-9, atol=1e-9)
 
 
 def test_a_long_context_is_decoded_without_graphs(model, unequal, monkeypatch):
@@ -120,7 +120,7 @@ def test_a_long_context_is_decoded_without_graphs(model, unequal, monkeypatch):
     record, ids = Replayed(), tokens(3, 200)
     wanted, _ = expected(model, unequal.clone(), ids)
     decoder = Decoder(model, record)
-    decoder.state = unequal.clone()
+    decoder.start(unequal.clone())
     for token, logits in zip(ids, wanted, strict=True):
         torch.testing.assert_close(decoder.step(token), logits, rtol=1e-9, atol=1e-9)
     assert record.recorded == 1
@@ -155,7 +155,7 @@ def test_a_graph_that_fails_or_lies_is_left_with_a_warning(model, unequal, caplo
     decoder = Decoder(model, record)
     with caplog.at_level(logging.WARNING, "evo2"):
         for _ in range(2):
-            decoder.state = unequal.clone()
+            decoder.start(unequal.clone())
             for token, logits in zip(ids, wanted, strict=True):
                 torch.testing.assert_close(decoder.step(token), logits, rtol=1e-9, atol=1e-9)
     assert len(caplog.records) == 1
@@ -174,7 +174,7 @@ def test_a_cuda_graph_gives_what_extend_gives(model, unequal, dtype):
     ids = tokens(3, 100).cuda()
     wanted, _ = expected(gpu, state.clone(), ids)
     decoder = Decoder(gpu, recorder(gpu))
-    decoder.state = state
+    decoder.start(state)
     tolerance = 1e-4 if dtype == torch.float32 else 5e-2
     for token, logits in zip(ids, wanted, strict=True):
         torch.testing.assert_close(decoder.step(token), logits, rtol=tolerance, atol=tolerance)

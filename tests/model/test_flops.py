@@ -3,7 +3,7 @@
 import pytest
 
 from stripedhyena2 import Config
-from stripedhyena2.flops import flops_per_token, training_flops
+from stripedhyena2.model import flops_per_token, training_flops
 
 D = 32
 SHAPE = {"d_model": D, "n_heads": 4, "d_mlp": 48, "se_groups": 4, "mr_groups": 8, "vocab_size": 512}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from stripedhyena2 import CheckpointError, Config, ConfigError, ModelState, load_model, save_model
 from stripedhyena2.checkpoints import vortex
 from stripedhyena2.initialization import new_model, prepare_for_training
-from stripedhyena2.phalanx import Phalanx
+from stripedhyena2.model import Phalanx
 
 VALUES = Path(__file__).parents[1] / "conformance/data/phalanx-layer-d64.safetensors"
 SHAPE = {"d_model": 64, "n_heads": 4, "d_mlp": 48, "se_groups": 4, "mr_groups": 8}
@@ -167,7 +167,7 @@ def test_blocks_without_feed_forward_layers(tmp_path):
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="d_model 24 is no multiple of 16"):
+    with pytest.raises(ConfigError, match="d_model 24 is not a multiple of 16"):
         Config(layout="P", **SHAPE | {"d_model": 24})
     with pytest.raises(ConfigError, match="4 Phalanx heads do not share 3 phalanx_kv_heads"):
         Config(layout="P", phalanx_kv_heads=3, **SHAPE)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stripedhyena2 import load_model
 from stripedhyena2.checkpoints import build, open_checkpoint
-from stripedhyena2.parallel.placement import _bring_inputs, connect, shares
+from stripedhyena2.parallel.placement import _bring_inputs, assign_blocks, connect
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"
 PT, YML = DATA / "evo2-like-d96.pt", DATA / "evo2-like-d96.yml"
@@ -18,8 +18,8 @@ META = torch.device("meta")
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=60), st.lists(st.floats(0.1, 100), min_size=1, max_size=5))
-def test_shares_are_runs_in_proportion(sizes, capacities):
-    device_of = shares(sizes, capacities)
+def test_blocks_are_dealt_in_runs_in_proportion(sizes, capacities):
+    device_of = assign_blocks(sizes, capacities)
     assert device_of == sorted(device_of)
     assert set(device_of) <= set(range(len(capacities)))
     for device, capacity in enumerate(capacities):
@@ -28,9 +28,9 @@ def test_shares_are_runs_in_proportion(sizes, capacities):
 
 
 def test_equal_blocks_are_dealt_out_evenly():
-    assert shares([1.0] * 8, [1.0, 1.0]) == [0] * 4 + [1] * 4
-    assert shares([1.0] * 8, [3.0, 1.0]) == [0] * 6 + [1] * 2
-    assert shares([1.0] * 3, [1.0]) == [0] * 3
+    assert assign_blocks([1.0] * 8, [1.0, 1.0]) == [0] * 4 + [1] * 4
+    assert assign_blocks([1.0] * 8, [3.0, 1.0]) == [0] * 6 + [1] * 2
+    assert assign_blocks([1.0] * 3, [1.0]) == [0] * 3
 
 
 def test_one_device_twice_gives_the_same_numbers():

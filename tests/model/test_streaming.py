@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stripedhyena2 import Config, ModelState
-from stripedhyena2.decode import FixedStep
+from stripedhyena2.decode import StaticStep
 from stripedhyena2.initialization import new_model
 
 CONFIG = Config(layout="SDH*SDH*", d_model=32, n_heads=4, d_mlp=48, se_groups=4, mr_groups=8, rotary_scale=2.0)
@@ -71,7 +71,7 @@ def test_interleaved_continuations_of_one_state_do_not_mix(model):
             y, states[i] = model.extend(way[:, t : t + 1], states[i])
             logits[i].append(y)
         if t == 0:
-            step = FixedStep(model, state, room=30)
+            step = StaticStep(model, state, room=30)
         step.ids.copy_(ways[2][:, t : t + 1])
         logits[2].append(step.run()[:, None])
     for way, pieces in zip(ways, logits, strict=True):
@@ -108,10 +108,9 @@ def test_states_expand_select_and_clone_by_rows(model):
     assert doubled.nbytes() == 2 * state.nbytes()
     copy = state.clone()
     for layer, other in zip(state.layers, copy.layers, strict=True):
-        tensors = layer.core if hasattr(layer, "core") else (layer.buffer.kv,)
-        for t in tensors:
+        for t in layer.tensors().values():
             t.zero_()
-        assert any(bool(t.any()) for t in (other.core if hasattr(other, "core") else (other.kv,)))
+        assert any(bool(t.any()) for t in other.tensors().values())
 
 
 def test_a_state_of_inference_mode_goes_on_outside_of_it(model):

@@ -21,8 +21,8 @@ from evo2cli.training.parallel import Ranks
 from evo2cli.training.run import SPIKE_WINDOW, Run
 from hyena_kernels import dispatch
 from stripedhyena2 import Config, load_model
-from stripedhyena2.flops import flops_per_token, training_flops
 from stripedhyena2.initialization import new_model
+from stripedhyena2.model import flops_per_token, training_flops
 
 
 def weights(folder):

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from stripedhyena2.atomic import replacing
+from stripedhyena2.attention import rotary_frequencies
 from stripedhyena2.checkpoints import torch_file
 from stripedhyena2.checkpoints.lazy import LazyTensor, demand_names, in_memory
 from stripedhyena2.config import PRESETS, Config
 from stripedhyena2.errors import CheckpointError
-from stripedhyena2.mixers import rotary_frequencies
 
 Change = Callable[[Tensor], Tensor]
 

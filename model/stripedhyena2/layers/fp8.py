@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from stripedhyena2.config import Config
 from stripedhyena2.errors import ConfigError
 from stripedhyena2.layers.linear import linear
+from stripedhyena2.model import MIXERS
 
 E4M3_MAX = 448.0
 _E4M3 = torch.float8_e4m3fn
@@ -115,7 +116,8 @@ class FP8Projections:
 
     def __init__(self, config: Config, mode: Mode, scales: Mapping[str, list[float]]):
         self.mode, self.scales = mode, scales
-        self.names = {f"blocks.{i}.mixer.in_proj" for i, letter in enumerate(config.layout) if letter in "SDH"}
+        projections = [MIXERS[letter].fp8_projection for letter in config.layout]
+        self.names = {f"blocks.{i}.mixer.{name}" for i, name in enumerate(projections) if name is not None}
 
     def __call__(self, name: str, module: nn.Module) -> nn.Module:
         if name not in self.names or not isinstance(module, nn.Linear):

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from stripedhyena2.attention import attend, attend_backward, causal_attention
 from stripedhyena2.parallel.comm import Handle, Message
-from stripedhyena2.parallel.hyena import check_groups
 from stripedhyena2.parallel.layout import Layout
-from stripedhyena2.parallel.sharded_state import KeysValues
+from stripedhyena2.parallel.sharded_state import ShardedAttentionState
 from stripedhyena2.parallel.shards import Shards
 from stripedhyena2.state import AttentionState
 
@@ -24,7 +23,7 @@ STRATEGIES = ("ring", "a2a")
 
 def split_attention(
     strategy: str, shards: Shards, q: Tensor, kv: Tensor, state: AttentionState | None
-) -> tuple[Tensor, KeysValues]:
+) -> tuple[Tensor, ShardedAttentionState]:
     """Attention of a sequence that is split over ranks.
 
     Args:
@@ -33,7 +32,7 @@ def split_attention(
         state: the whole state before the sequence, the same on all ranks, or None.
 
     Returns:
-        this rank's outputs, shaped as q, and its share of the state.
+        this rank's outputs, shaped as q, and of the state.
     """
     if state is not None and state.starts is not None:
         raise ValueError("rows that begin at different columns cannot be split over ranks; run them one by one")
@@ -41,15 +40,15 @@ def split_attention(
         state = None
     past = None if state is None else state.kv
     y = ring_attention(shards, q, kv, past) if strategy == "ring" else _by_heads(shards, q, kv, past)
-    return y, KeysValues(kv, state)
+    return y, ShardedAttentionState(kv, state)
 
 
 def _by_heads(shards: Shards, q: Tensor, kv: Tensor, past: Tensor | None) -> Tensor:
     """Whole sequences of some heads a rank (DeepSpeed-Ulysses, arXiv:2309.14509)."""
     size, heads = shards.layout.size, q.shape[2]
-    check_groups(heads, size, "heads")
+    shards.layout.check_even(heads, "heads")
     qkv = torch.cat([q.unsqueeze(2), kv], dim=2).unflatten(3, (size, heads // size)).movedim(3, 2)
-    own = shards.whole_sequences(shards.start_to_channels(qkv))  # (B, L, 3, heads / size, head size)
+    own = shards.finish_to_channels(shards.start_to_channels(qkv))  # (B, L, 3, heads / size, head size)
     if past is not None:
         first = shards.layout.rank * (heads // size)
         before = past[:, :, :, first : first + heads // size]
@@ -57,7 +56,7 @@ def _by_heads(shards: Shards, q: Tensor, kv: Tensor, past: Tensor | None) -> Ten
     else:
         k, v = own[:, :, 1], own[:, :, 2]
     y = causal_attention(own[:, :, 0].transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
-    return shards.own_tokens(shards.start_to_tokens(y)).flatten(2, 3)
+    return shards.finish_to_tokens(shards.start_to_tokens(y)).flatten(2, 3)
 
 
 def ring_attention(shards: Shards, q: Tensor, kv: Tensor, past: Tensor | None) -> Tensor:
@@ -162,7 +161,7 @@ def _pass_on(shards: Shards, route: Route, step: int, held: Tensor) -> tuple[Ten
     if route.holds(rank, step + 1):
         arriving = torch.empty_like(held)
         receives.append((arriving, before))
-    return arriving, shards.exchange.transfer(sends, receives)
+    return arriving, shards.comm.send_receive(sends, receives)
 
 
 def _follow(
@@ -183,7 +182,7 @@ def _follow(
         receives.append((followed, (rank - 1) % size))
     if step >= 2 and len(route.path(rank)) == step:
         receives.append((home, route.path(rank)[-1]))
-    return followed, shards.exchange.transfer(sends, receives)
+    return followed, shards.comm.send_receive(sends, receives)
 
 
 def _shard(x: Tensor, place: int, n: int, dim: int = 1) -> Tensor:

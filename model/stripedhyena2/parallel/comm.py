@@ -1,9 +1,9 @@
-"""What is sent between the ranks of a group, and how many bytes of it: torch.distributed, with a counter.
+"""Messages between the ranks of a group, counted in bytes: torch.distributed, and transfers that take gradients back.
 
-Gradients go back through a transfer that is split in two so that computation fits in between: `depart` starts it and
-returns at once, `Journey.arrive` waits for it. In the backward pass the gradient of what arrived departs when autograd
-reaches the arrival, and is waited for at the departure: what was computed in between forward is differentiated in
-between backward.
+A transfer is split in two so that computation fits in between: `start_transfer` returns at once,
+`PendingTransfer.wait` gives what came. In the backward pass the gradient of what came is sent when autograd reaches the
+wait, and awaited where the transfer was started: what was computed in between forward is differentiated in between
+backward.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Handle:
         self.works, self.buffers = (), ()
 
 
-class Exchange:
+class Communicator:
     """The ranks of one process group. `bytes_sent` counts what this rank has sent to others since the start.
 
     A collective counts as its plainest algorithm sends: all-to-all and all-gather straight to each rank, an all-reduce
@@ -43,10 +43,10 @@ class Exchange:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.bytes_sent = 0
 
-    def transfer(self, sends: Sequence[Message], receives: Sequence[Message]) -> Handle:
+    def send_receive(self, sends: Sequence[Message], receives: Sequence[Message]) -> Handle:
         """Start sending contiguous tensors to ranks and filling buffers from ranks.
 
-        Between two ranks messages arrive in the order they were given. Empty ones do not travel.
+        Between two ranks messages arrive in the order they were given. Empty ones are not sent.
         """
         sends, receives = ([m for m in messages if m[0].numel()] for messages in (sends, receives))
         kinds = [dist.isend] * len(sends) + [dist.irecv] * len(receives)
@@ -81,7 +81,7 @@ class Exchange:
             self.bytes_sent += 0 if here else x.nbytes
         return parts
 
-    def spread(self, x: Tensor, source: int, to: int | None = None) -> Tensor:
+    def broadcast(self, x: Tensor, source: int, to: int | None = None) -> Tensor:
         """Rank source's x, on all ranks or on rank `to`; on other ranks x only tells the shape."""
         x = x.contiguous()
         if to is None:
@@ -91,7 +91,7 @@ class Exchange:
         elif to != source:
             received = torch.empty_like(x)
             sends = [(x, to)] if self.rank == source else []
-            self.transfer(sends, [(received, source)] if self.rank == to else []).wait()
+            self.send_receive(sends, [(received, source)] if self.rank == to else []).wait()
             return received if self.rank == to else x
         return x
 
@@ -112,53 +112,54 @@ def _real(x: Tensor) -> Tensor:
 
 
 Start = Callable[[Tensor], tuple[Tensor, Handle]]
-"""Starts sending a contiguous tensor: the buffer (shaped as it) of what comes for it, and the handle."""
+"""Starts sending a contiguous tensor: the buffer (shaped as it) of what comes in its place, and the handle."""
 
 
-class Journey:
-    """A transfer and its transpose, of which one may be under way."""
+class PendingTransfer:
+    """A transfer under way, or in the backward pass its transpose."""
 
-    def __init__(self, there: Start, back: Start):
-        self.there, self.back = there, back
+    def __init__(self, send: Start, send_gradient: Start):
+        self.send, self.send_gradient = send, send_gradient
         self.handle = Handle((), ())
         self.buffer: Tensor | None = None
 
-    def arrive(self) -> Tensor:
-        """What arrived; once."""
-        # let go of: the graph behind the buffer holds the journey, and a cycle through the graph is never freed
+    def wait(self) -> Tensor:
+        """What came; once."""
+        # let go of: the graph behind the buffer holds the transfer, and a cycle through the graph is never freed
         buffer, self.buffer = self.buffer, None
-        return _Arrive.apply(buffer, self)
+        received: Tensor = _Wait.apply(buffer, self)
+        return received
 
 
-def depart(x: Tensor, there: Start, back: Start) -> Journey:
-    """Start a transfer of x; `back` is its transpose, for the gradient."""
-    journey = Journey(there, back)
-    journey.buffer = _Depart.apply(x, journey)
-    return journey
+def start_transfer(x: Tensor, send: Start, send_gradient: Start) -> PendingTransfer:
+    """Start a transfer of x; `send_gradient` is its transpose, for the gradient."""
+    transfer = PendingTransfer(send, send_gradient)
+    transfer.buffer = _Start.apply(x, transfer)
+    return transfer
 
 
-class _Depart(torch.autograd.Function):
+class _Start(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, journey: Journey) -> Tensor:
-        ctx.journey = journey
-        buffer, journey.handle = journey.there(x.contiguous())
+    def forward(ctx: Any, x: Tensor, transfer: PendingTransfer) -> Tensor:
+        ctx.transfer = transfer
+        buffer, transfer.handle = transfer.send(x.contiguous())
         return buffer
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
-        ctx.journey.handle.wait()
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        ctx.transfer.handle.wait()
         return grads[0], None
 
 
-class _Arrive(torch.autograd.Function):
+class _Wait(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, buffer: Tensor, journey: Journey) -> Tensor:
-        ctx.journey = journey
-        journey.handle.wait()
+    def forward(ctx: Any, buffer: Tensor, transfer: PendingTransfer) -> Tensor:
+        ctx.transfer = transfer
+        transfer.handle.wait()
         return buffer.view_as(buffer)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
-        journey = ctx.journey
-        gradient, journey.handle = journey.back(grads[0].contiguous())
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        transfer = ctx.transfer
+        gradient, transfer.handle = transfer.send_gradient(grads[0].contiguous())
         return gradient, None

@@ -90,7 +90,7 @@ def inverse(shards: Shards, z: Tensor) -> Tensor:
 
 
 def _swapped(shards: Shards, z: Tensor, distance: int) -> Tensor:
-    buffer, handle = shards.carry(z.contiguous(), lambda shard: shard ^ distance)
+    buffer, handle = shards.fetch(z.contiguous(), lambda shard: shard ^ distance)
     handle.wait()
     return buffer
 

@@ -9,25 +9,29 @@ it adds sum_n R_n a_n^(t+1) s_j to the shard's outputs. What is sent does not de
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hyena_kernels import CoreState, fir_conv, hyena_mr, hyena_se, modal_conv, short_conv
-from stripedhyena2.parallel.comm import Journey
 from stripedhyena2.parallel.fft import split_fft_conv
-from stripedhyena2.parallel.sharded_state import Channels, Last
-from stripedhyena2.parallel.shards import Shards
+from stripedhyena2.parallel.sharded_state import ChannelShard, LastShard, ShardedRecurrentState, TensorShard
+from stripedhyena2.parallel.shards import Halo, Shards, by_channel
 
 FIR_STRATEGIES = ("p2p-overlap", "p2p", "a2a-pipelined", "a2a")
 
 
 def fir_core(
-    strategy: str, shards: Shards, u: Tensor, w: Tensor, h: Tensor, skip: Tensor | None, bias: Tensor | None, state: Any
-) -> tuple[Tensor, tuple[Last, Last]]:
+    strategy: str,
+    shards: Shards,
+    u: Tensor,
+    w: Tensor,
+    h: Tensor,
+    skip: Tensor | None,
+    bias: Tensor | None,
+    state: CoreState | None,
+) -> tuple[Tensor, ShardedRecurrentState]:
     """`hyena_se` (skip None) or `hyena_mr` of a sequence that is split over ranks.
 
     Args:
@@ -36,25 +40,29 @@ def fir_core(
         state: the whole state before the sequence, the same on all ranks, or None.
 
     Returns:
-        this rank's part of the outputs (B, n * S, D), and its share of the state.
+        this rank's part of the outputs (B, n * S, D), and of the state.
     """
-    W, K, D = w.shape[1], h.shape[1], u.shape[2] // 3
+    W, K = w.shape[1], h.shape[1]
     rows, reach = shards.rows(u), W - 1 + K - 1
     if rows.shape[1] < reach:
         raise ValueError(f"shards of {rows.shape[1]} tokens are shorter than what the filters reach back, {reach}")
     if strategy.startswith("a2a"):
         x2, p, featurizer = featurize(shards, rows, w, bias, state)
         y = _conv_by_channel(strategy, shards, shards.unrows(p), h, skip, state)
-        return shards.unrows(x2) * y, (featurizer, Last(p[:, p.shape[1] - (K - 1) :].clone()))
+        conv = LastShard(p[:, p.shape[1] - (K - 1) :].clone())
+        return shards.unrows(x2) * y, sharded_hyena_state(featurizer, conv)
     core = partial(hyena_se, w=w, h=h, bias=bias) if skip is None else partial(hyena_mr, w=w, h=h, skip=skip, bias=bias)
-    journey = start_halo(shards, core_tail(rows, w, bias, K))
+    halo = Halo(shards, core_tail(rows, w, bias, K))
     if strategy == "p2p":
-        y, after = core(rows, state=_core_halo(shards, journey, state, W, K, D))
-        return shards.unrows(y), (Last(after[0]), Last(after[1]))
-    # The first outputs of each shard wait for the halo; the others are right without it.
-    y, after = core(rows, state=None)
-    head, _ = core(rows[:, :reach], state=_core_halo(shards, journey, state, W, K, D))
-    return shards.unrows(torch.cat([head, y[:, reach:]], dim=1)), (Last(after[0]), Last(after[1]))
+        before = halo.wait(state)
+        y, after = core(rows, state=(before[0], before[1]))
+    else:
+        # the first outputs of each shard wait for the halo; the others are right without it
+        y, after = core(rows, state=None)
+        before = halo.wait(state)
+        head, _ = core(rows[:, :reach], state=(before[0], before[1]))
+        y = torch.cat([head, y[:, reach:]], dim=1)
+    return shards.unrows(y), sharded_hyena_state(LastShard(after[0]), LastShard(after[1]))
 
 
 def core_tail(rows: Tensor, w: Tensor, bias: Tensor | None, K: int) -> list[Tensor]:
@@ -65,25 +73,9 @@ def core_tail(rows: Tensor, w: Tensor, bias: Tensor | None, K: int) -> list[Tens
     return [rows[:, S - (W - 1) :], p]
 
 
-def start_halo(shards: Shards, tails: list[Tensor]) -> Journey:
-    """Start sending what each shard leaves behind, (R, k, ...) tensors as one message, to the shard after it."""
-    return shards.start_shift(torch.cat([t.flatten(1) for t in tails], dim=1), 1)
-
-
-def end_halo(shards: Shards, journey: Journey, state: Any, widths: list[int]) -> list[Tensor]:
-    """The flat halos (R, width) of every shard; that of the first is what stands in the state, or zeros."""
-    halo = shards.arrived(journey)
-    if state is not None and shards.layout.rank == 0:
-        before = torch.cat([t.flatten(1).to(halo.dtype) for t in state], dim=1)
-        first, *others = halo.unflatten(0, (-1, shards.layout.per_rank)).unbind(1)
-        # what arrived for the first shard is nothing, but its gradient must depart all the same
-        halo = torch.stack([before + 0 * first, *others], dim=1).flatten(0, 1)
-    return list(halo.split(widths, dim=1))
-
-
-def _core_halo(shards: Shards, journey: Journey, state: CoreState | None, W: int, K: int, D: int) -> CoreState:
-    featurizer, conv = end_halo(shards, journey, state, [(W - 1) * 3 * D, (K - 1) * D])
-    return featurizer.unflatten(1, (W - 1, 3 * D)), conv.unflatten(1, (K - 1, D))
+def sharded_hyena_state(featurizer: TensorShard, conv: TensorShard) -> ShardedRecurrentState:
+    """This rank's part of what `hyena_state` makes."""
+    return ShardedRecurrentState({"featurizer": featurizer, "conv": conv})
 
 
 def _pre_gated(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,13 +85,11 @@ def _pre_gated(u: Tensor) -> tuple[Tensor, Tensor]:
 
 def featurize(
     shards: Shards, rows: Tensor, w: Tensor, bias: Tensor | None, state: CoreState | None
-) -> tuple[Tensor, Tensor, Last]:
-    """The gate x2, the pre-gated product x1 * v of every shard (R, S, D), and the share of the featurizer's state."""
-    (_, S, width), W = rows.shape, w.shape[1]
-    journey = start_halo(shards, [rows[:, S - (W - 1) :]])
-    (halo,) = end_halo(shards, journey, None if state is None else state[:1], [(W - 1) * width])
-    u, after = short_conv(rows, w, bias, halo.unflatten(1, (W - 1, width)))
-    return *_pre_gated(u), Last(after)
+) -> tuple[Tensor, Tensor, LastShard]:
+    """The gate x2, the pre-gated product x1 * v of every shard (R, S, D), and its part of the featurizer's state."""
+    (halo,) = Halo(shards, [rows[:, rows.shape[1] - (w.shape[1] - 1) :]]).wait(None if state is None else state[:1])
+    u, after = short_conv(rows, w, bias, halo)
+    return *_pre_gated(u), LastShard(after)
 
 
 def _conv_by_channel(
@@ -133,7 +123,7 @@ def modal_core(
     skip: Tensor,
     bias: Tensor | None,
     state: CoreState | None,
-) -> tuple[Tensor, tuple[Last, Last | Channels]]:
+) -> tuple[Tensor, ShardedRecurrentState]:
     """`hyena_li` of a sequence that is split over ranks.
 
     Args:
@@ -142,7 +132,7 @@ def modal_core(
         state: the whole state before the sequence, the same on all ranks, or None.
 
     Returns:
-        this rank's part of the outputs (B, n * S, D), and its share of the state.
+        this rank's part of the outputs (B, n * S, D), and of the state.
     """
     rows = shards.rows(u)
     if rows.shape[1] < w.shape[1] - 1:
@@ -151,14 +141,14 @@ def modal_core(
     acc = torch.promote_types(u.dtype, torch.float32)
     log_poles, residues, skip = log_poles.to(acc), residues.to(acc), skip.to(acc)
     before = None if state is None else state[1].to(acc)
-    conv: Last | Channels
+    conv: TensorShard
     if strategy == "state":
         y, conv = _by_state(shards, p, log_poles, residues, skip, before)
     elif strategy == "p2p-fft":
         y, conv = _by_fft(shards, p, log_poles, residues, skip, before)
     else:
         y, conv = _by_channel(strategy, shards, p, log_poles, residues, skip, before)
-    return shards.unrows(x2 * y), (featurizer, conv)
+    return shards.unrows(x2 * y), sharded_hyena_state(featurizer, conv)
 
 
 def start_states(shards: Shards, ends: Tensor, log_poles: Tensor, S: int, before: Tensor | None) -> Tensor:
@@ -203,17 +193,17 @@ def end_states(p: Tensor, log_poles: Tensor) -> Tensor:
 
 def _by_state(
     shards: Shards, p: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor, before: Tensor | None
-) -> tuple[Tensor, Last]:
+) -> tuple[Tensor, LastShard]:
     S = p.shape[1]
     y, ends = modal_conv(p, log_poles, residues, skip=skip)
     starts = start_states(shards, ends, log_poles, S, before)
     y = y + decay(log_poles.exp() * starts, log_poles, residues, S).to(y.dtype)
-    return y, Last(ends + torch.exp(log_poles * S) * starts)
+    return y, LastShard(ends + torch.exp(log_poles * S) * starts)
 
 
 def _by_fft(
     shards: Shards, p: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor, before: Tensor | None
-) -> tuple[Tensor, Last]:
+) -> tuple[Tensor, LastShard]:
     S = p.shape[1]
     first = torch.exp(log_poles * _firsts(shards, S, log_poles))  # (n, D, N)
     h = decay(first, log_poles, residues, S)
@@ -224,7 +214,7 @@ def _by_fft(
         y = y + decay(begun, log_poles, residues, S)
     ends = end_states(p, log_poles)
     starts = start_states(shards, ends, log_poles, S, before)
-    return y.to(p.dtype), Last(ends + torch.exp(log_poles * S) * starts)
+    return y.to(p.dtype), LastShard(ends + torch.exp(log_poles * S) * starts)
 
 
 def _by_channel(
@@ -235,7 +225,7 @@ def _by_channel(
     residues: Tensor,
     skip: Tensor,
     before: Tensor | None,
-) -> tuple[Tensor, Channels]:
+) -> tuple[Tensor, ChannelShard]:
     finals = []
 
     def conv(x: Tensor, own: slice) -> Tensor:
@@ -246,46 +236,4 @@ def _by_channel(
 
     pipelined = strategy == "a2a-pipelined"
     y = by_channel(shards, shards.unrows(p), conv, groups=p.shape[2], pipelined=pipelined)
-    return shards.rows(y), Channels(torch.cat(finals, dim=1))
-
-
-PIECES = 4
-"""How many pieces of channels a pipeline is cut into, where the groups of filters allow as many."""
-
-
-def by_channel(
-    shards: Shards, x: Tensor, operator: Callable[[Tensor, slice], Tensor], *, groups: int, pipelined: bool
-) -> Tensor:
-    """Apply an operator to this rank's part x (B, n * S, D) of sequences, on whole sequences of some channels a rank.
-
-    Args:
-        operator: maps whole sequences (B, L, d) of the channels `slice` of D to outputs of the same shape.
-        groups: neighbouring channels that share a filter stay on one rank.
-        pipelined: while a piece of the channels is computed, the next one travels.
-
-    Returns:
-        this rank's part of the outputs (B, n * S, D).
-    """
-    size, D = shards.layout.size, x.shape[2]
-    check_groups(groups, size)
-    own_groups = groups // size
-    pieces = max(p for p in range(1, PIECES + 1) if own_groups % p == 0) if pipelined else 1
-    width = D // size // pieces
-    by_rank = x.unflatten(2, (size, pieces, width))
-    first = shards.layout.rank * (D // size)
-    departing = [shards.start_to_channels(by_rank[:, :, :, 0])]
-    returning = []
-    for i in range(pieces):
-        if i + 1 < pieces:
-            departing.append(shards.start_to_channels(by_rank[:, :, :, i + 1]))
-        whole = shards.whole_sequences(departing[i])
-        y = operator(whole, slice(first + i * width, first + (i + 1) * width))
-        returning.append(shards.start_to_tokens(y))
-    return torch.stack([shards.own_tokens(journey) for journey in returning], dim=3).flatten(2)
-
-
-def check_groups(groups: int, size: int, what: str = "groups of filters") -> None:
-    """Raise ValueError unless the groups deal evenly to the ranks."""
-    if groups % size:
-        fitting = ", ".join(str(n) for n in range(1, groups + 1) if groups % n == 0)
-        raise ValueError(f"a2a deals {groups} {what} to {size} ranks, which is not even; use {fitting} ranks")
+    return shards.rows(y), ChannelShard(torch.cat(finals, dim=1))

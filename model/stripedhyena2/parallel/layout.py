@@ -55,6 +55,12 @@ class Layout:
         dealt = [shard for rank in range(self.size) for shard in self.shards_of(rank)]
         return [dealt.index(shard) for shard in range(self.n_shards)]
 
+    def check_even(self, n: int, what: str) -> None:
+        """Raise ValueError unless n (heads, groups of filters, ...) deal evenly to the ranks."""
+        if n % self.size:
+            fitting = ", ".join(str(size) for size in range(1, n + 1) if n % size == 0)
+            raise ValueError(f"a2a deals {n} {what} to {self.size} ranks, which is not even; use {fitting} ranks")
+
     def padded(self, length: int, shortest: int = 1) -> int:
         """The smallest length, from `length` on, that cuts into shards of at least `shortest` tokens."""
         return self.n_shards * max(-(-length // self.n_shards), shortest)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hyena_kernels import CoreState, SWRState
-from stripedhyena2.operators import Operators
+from stripedhyena2.operators import core_state, swr_state
 from stripedhyena2.parallel import attention, hyena, swr
+from stripedhyena2.parallel.sharded_state import ShardedAttentionState, ShardedRecurrentState
 from stripedhyena2.parallel.shards import Shards
-from stripedhyena2.state import AttentionState
+from stripedhyena2.state import AttentionState, RecurrentState
 
 
 @dataclass(frozen=True)
@@ -32,19 +31,19 @@ class Strategies:
                 )
 
 
-class SplitOperators(Operators):
+class SplitOperators:
     """`Operators` on this rank's part of a sequence. They take the whole state before the sequence, the same on all
-    ranks, and return this rank's share of the state after it."""
+    ranks, and return this rank's part of the state after it."""
 
     def __init__(self, shards: Shards, strategies: Strategies):
         self.shards, self.strategies = shards, strategies
 
-    def hyena_se(  # type: ignore[override]
-        self, u: Tensor, w: Tensor, h: Tensor, *, bias: Tensor | None = None, state: CoreState | None = None
-    ) -> tuple[Tensor, Any]:
-        return hyena.fir_core(self.strategies.fir, self.shards, u, w, h, None, bias, state)
+    def hyena_se(
+        self, u: Tensor, w: Tensor, h: Tensor, *, bias: Tensor | None = None, state: RecurrentState | None = None
+    ) -> tuple[Tensor, ShardedRecurrentState]:
+        return hyena.fir_core(self.strategies.fir, self.shards, u, w, h, None, bias, core_state(state))
 
-    def hyena_mr(  # type: ignore[override]
+    def hyena_mr(
         self,
         u: Tensor,
         w: Tensor,
@@ -52,11 +51,11 @@ class SplitOperators(Operators):
         skip: Tensor,
         *,
         bias: Tensor | None = None,
-        state: CoreState | None = None,
-    ) -> tuple[Tensor, Any]:
-        return hyena.fir_core(self.strategies.fir, self.shards, u, w, h, skip, bias, state)
+        state: RecurrentState | None = None,
+    ) -> tuple[Tensor, ShardedRecurrentState]:
+        return hyena.fir_core(self.strategies.fir, self.shards, u, w, h, skip, bias, core_state(state))
 
-    def hyena_li(  # type: ignore[override]
+    def hyena_li(
         self,
         u: Tensor,
         w: Tensor,
@@ -65,15 +64,17 @@ class SplitOperators(Operators):
         skip: Tensor,
         *,
         bias: Tensor | None = None,
-        state: CoreState | None = None,
-    ) -> tuple[Tensor, Any]:
-        return hyena.modal_core(self.strategies.li, self.shards, u, w, log_poles, residues, skip, bias, state)
+        state: RecurrentState | None = None,
+    ) -> tuple[Tensor, ShardedRecurrentState]:
+        before = core_state(state)
+        return hyena.modal_core(self.strategies.li, self.shards, u, w, log_poles, residues, skip, bias, before)
 
-    def swr(self, a: Tensor, u: Tensor, state: SWRState | None = None) -> tuple[Tensor, Any]:  # type: ignore[override]
-        return swr.split_swr(self.shards, a, u, state)
+    def swr(self, a: Tensor, u: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, ShardedRecurrentState]:
+        return swr.split_swr(self.shards, a, u, swr_state(state))
 
-    def positions(self, first: int, length: int, device: torch.device) -> Tensor:
+    def positions(self, state: AttentionState | None, length: int, device: torch.device) -> Tensor:
+        first = 0 if state is None else state.length
         return first + self.shards.layout.positions(length, device)
 
-    def attention(self, q: Tensor, kv: Tensor, state: AttentionState | None) -> tuple[Tensor, Any]:
+    def attention(self, q: Tensor, kv: Tensor, state: AttentionState | None) -> tuple[Tensor, ShardedAttentionState]:
         return attention.split_attention(self.strategies.attention, self.shards, q, kv, state)

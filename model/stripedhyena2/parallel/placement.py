@@ -20,7 +20,7 @@ Place = Callable[[str], torch.device]
 """The device of a module, by its name."""
 
 
-def shares(sizes: Sequence[float], capacities: Sequence[float]) -> list[int]:
+def assign_blocks(sizes: Sequence[float], capacities: Sequence[float]) -> list[int]:
     """For each of a row of blocks the index of its device: contiguous runs, in proportion to the capacities."""
     total, room = sum(sizes), sum(capacities)
     bounds = [end / room * total for end in accumulate(capacities)][:-1]
@@ -31,7 +31,7 @@ def shares(sizes: Sequence[float], capacities: Sequence[float]) -> list[int]:
 def split(model: StripedHyena2, devices: Sequence[torch.device], capacities: Sequence[float] | None = None) -> Place:
     """Which device each module of the model goes to; equal capacities (bytes, or any unit) unless they are given."""
     sizes = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
-    of_block = [devices[i] for i in shares(sizes, capacities or [1.0] * len(devices))]
+    of_block = [devices[i] for i in assign_blocks(sizes, capacities or [1.0] * len(devices))]
 
     def place(module: str) -> torch.device:
         part, _, rest = module.partition(".")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.parallel.context import ContextParallel
-from stripedhyena2.state import LayerState, ModelState
+from stripedhyena2.parallel.sharded_state import ShardedModelState
+from stripedhyena2.state import ModelState
 
 
 class SplitModel:
@@ -68,18 +69,19 @@ class SplitModel:
         alone = L % context.layout.n_shards
         if (L - alone) // context.layout.n_shards < context.shortest:
             alone = L
+        end = L + (0 if state is None else state.position)
         outputs, recorded = [], []
         if alone:
-            y, state, seen = self._piece(ids[:, :alone], state, n_blocks, head)
+            y, layers, seen = self._piece(ids[:, :alone], state, n_blocks, head)
             outputs.append(y)
             recorded.append(seen)
+            state = ModelState(layers, end - L + alone)
         if alone < L:
-            before = 0 if state is None else state.position
             with context.running(self.model):
-                y, share, seen = self._piece(context.layout.take(ids[:, alone:]), state, n_blocks, head)
+                y, sharded, seen = self._piece(context.layout.take(ids[:, alone:]), state, n_blocks, head)
             outputs.append(context.join(y, L - alone))
             recorded.append({name: context.join(t, L - alone) for name, t in seen.items()})
-            state = SharedState(context, share, L - alone, before)
+            state = ShardedModelState(end, lambda: context.gather_state(sharded, end))
         for name in self._recorded[0]:
             self._recorded[1][name] = torch.cat([seen[name] for seen in recorded], dim=1)
         assert state is not None
@@ -87,25 +89,10 @@ class SplitModel:
 
     def _piece(
         self, ids: Tensor, state: ModelState | None, n_blocks: int | None, head: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, ModelState, dict[str, Tensor]]:
+    ) -> tuple[Tensor, list[Any], dict[str, Tensor]]:
+        """The outputs of this rank's part of a piece, the layers' states after it, and what was recorded."""
         with self.model.recording(self._recorded[0]) as seen:
-            x, state = self.model.hidden(ids, state, n_blocks)
+            x, layers = self.model.run_blocks(ids, None if state is None else state.layers, n_blocks)
             if "norm" in self._recorded[0]:
                 self.model.norm(x)
-            return head(x), state, dict(seen)
-
-
-class SharedState(ModelState):
-    """A state that the ranks put together when its layers are first asked for, which all must do."""
-
-    def __init__(self, context: ContextParallel, share: ModelState, length: int, before: int):
-        self.position = before + length
-        self._context, self._share, self._length = context, share, length
-        self._whole: ModelState | None = None
-
-    @property
-    def layers(self) -> list[LayerState | None]:  # type: ignore[override]
-        if self._whole is None:
-            before = self.position - self._length
-            self._whole = self._context.whole_state(self._share, self._length, before)
-        return self._whole.layers
+            return head(x), layers, dict(seen)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyena_kernels import swr
-from hyena_kernels.swr.state import BLOCK, REACH, SWRState, start
-from stripedhyena2.parallel.hyena import end_halo, start_halo
-from stripedhyena2.parallel.sharded_state import Last, Recurrence
-from stripedhyena2.parallel.shards import Shards
+from hyena_kernels import SWRState, swr
+from hyena_kernels.swr.state import BLOCK, REACH, start
+from stripedhyena2.parallel.sharded_state import LastShard, Replicated, ShardedRecurrentState
+from stripedhyena2.parallel.shards import Halo, Shards
 
 
-def split_swr(shards: Shards, a: Tensor, u: Tensor, state: SWRState | None) -> tuple[Tensor, Recurrence]:
+def split_swr(shards: Shards, a: Tensor, u: Tensor, state: SWRState | None) -> tuple[Tensor, ShardedRecurrentState]:
     """`swr` of a sequence that is split over ranks.
 
-    A shard's own last 31 tokens hold its last whole block and what follows, so its state can leave before the shard is
-    computed, and travels meanwhile; only the first 31 outputs of a shard wait for it.
+    A shard's own last 31 tokens hold its last whole block and what follows, so its state can be sent before the shard
+    is computed; only the first 31 outputs of a shard wait for what comes.
 
     Args:
         a: this rank's part (B, n * S, heads) of the decays; S at least 31 tokens.
@@ -24,7 +23,7 @@ def split_swr(shards: Shards, a: Tensor, u: Tensor, state: SWRState | None) -> t
         state: the whole state before the sequence, the same on all ranks, or None.
 
     Returns:
-        this rank's part of the outputs, shaped as u, and its share of the state.
+        this rank's part of the outputs, shaped as u, and of the state.
     """
     a, u = shards.rows(a), shards.rows(u)
     S, layout = u.shape[1], shards.layout
@@ -34,13 +33,17 @@ def split_swr(shards: Shards, a: Tensor, u: Tensor, state: SWRState | None) -> t
     past = begin.done.unflatten(0, (-1, layout.per_rank))[:, 0] if state is None else state.done
     done = (past[:, None] + torch.tensor(layout.shards, device=u.device) * S).flatten()
     _, end = swr(a[:, S - REACH :], u[:, S - REACH :], begin._replace(done=(done + S - REACH) % BLOCK))
-    sent = [end.value, end.product, end.before]
-    journey = start_halo(shards, sent)
+    halo = Halo(shards, [end.value, end.product, end.before])
     aligned = state is None and S % BLOCK == 0
     y, _ = swr(a, u, None if aligned else begin._replace(done=done % BLOCK))
-    before = None if state is None else state[:3]
-    flat = end_halo(shards, journey, before, [t[0].numel() for t in sent])
-    value, product, block = (f.view_as(t) for f, t in zip(flat, sent, strict=True))
-    head, _ = swr(a[:, :REACH], u[:, :REACH], SWRState(value, product, block, done % BLOCK))
-    share = Recurrence(Last(end.value), Last(end.product), Last(end.before), (past + layout.n_shards * S) % BLOCK)
-    return shards.unrows(torch.cat([head, y[:, REACH:]], dim=1)), share
+    value, product, before = halo.wait(None if state is None else [state.value, state.product, state.before])
+    head, _ = swr(a[:, :REACH], u[:, :REACH], SWRState(value, product, before, done % BLOCK))
+    after = ShardedRecurrentState(
+        {
+            "value": LastShard(end.value),
+            "product": LastShard(end.product),
+            "before": LastShard(end.before),
+            "done": Replicated((past + layout.n_shards * S) % BLOCK),
+        }
+    )
+    return shards.unrows(torch.cat([head, y[:, REACH:]], dim=1)), after
