@@ -24,6 +24,12 @@ if forced is not None and forced not in BACKENDS:
     raise ValueError(f"HYENA_KERNELS_BACKEND={forced}; choose one of {', '.join(BACKENDS)}, or unset it")
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless the condition, on an operator's arguments, holds."""
+    if not condition:
+        raise ValueError(message)
+
+
 def backend(x: Tensor) -> str:
     """The backend that x, an operator's input, runs on: "reference", "cpu" or "triton".
 

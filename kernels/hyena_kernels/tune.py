@@ -12,8 +12,8 @@ import torch
 
 from hyena_kernels import tuned
 from hyena_kernels.fir_conv import triton as blocked
-from hyena_kernels.fused_fir import triton as fused
-from hyena_kernels.mixers import hyena_li
+from hyena_kernels.hyena import hyena_li
+from hyena_kernels.hyena import triton as fused
 from hyena_kernels.short_conv import triton as walk
 from hyena_kernels.swr import triton as recurrence
 

@@ -12,7 +12,7 @@ from aot import assert_fits, compiled_for
 
 from hyena_kernels import dispatch
 from hyena_kernels.fir_conv import triton as blocked
-from hyena_kernels.fused_fir import triton as fused
+from hyena_kernels.hyena import triton as fused
 from hyena_kernels.short_conv import triton as walk
 
 pytestmark = pytest.mark.skipif(dispatch.INTERPRETED, reason="the interpreter does not compile")

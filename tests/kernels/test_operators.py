@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 import hyena_kernels
 from hyena_kernels.fir_conv import reference as fir_reference
 from hyena_kernels.modal_conv import reference as modal_reference
-from hyena_kernels.short_conv import cpu as short_cpu
 from hyena_kernels.short_conv import reference as short_reference
+from hyena_kernels.short_conv import torch as short_torch
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -162,11 +162,11 @@ def test_long_blocked_fir_gradients_equal_reference():
 
 
 def test_tap_gradients_are_whole_where_slabs_meet(monkeypatch):
-    monkeypatch.setattr(short_cpu, "SLAB", 2 * 6 * 8)  # eight steps of the sequence
+    monkeypatch.setattr(short_torch, "SLAB", 2 * 6 * 8)  # eight steps of the sequence
     torch.manual_seed(0)
     x, w, past = torch.randn(2, 45, 6).double(), torch.randn(6, 11).double(), torch.randn(2, 10, 6).double()
     dy, leaves = torch.randn_like(x), [t.requires_grad_() for t in (x, w, past)]
-    fast = torch.autograd.grad(short_cpu.short_conv(x, w, state=past)[0], leaves, dy)
+    fast = torch.autograd.grad(short_torch.short_conv(x, w, state=past)[0], leaves, dy)
     exact = torch.autograd.grad(short_reference.short_conv(x, w, state=past)[0], leaves, dy)
     for a, b in zip(fast, exact, strict=True):
         assert relative_error(a, b) < 1e-12

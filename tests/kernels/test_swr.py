@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from hyena_kernels import SWRState, dispatch, swr, swr_step
+from hyena_kernels import SWRState, dispatch, swr
 from hyena_kernels.swr import reference
 
 VALUES = Path(__file__).parents[1] / "conformance/data/swr-recurrence.safetensors"
@@ -104,13 +104,13 @@ def test_rows_at_different_places_go_on_together(lengths, more):
         assert relative_error(y[b], swr(a, u)[0][0, n:]) < 1e-13
 
 
-def test_a_step_is_one_token():
+def test_token_by_token():
     torch.manual_seed(0)
     a, u = inputs(2, 40, 3)
     whole, state = swr(a, u)[0], None
     for t in range(40):
-        y, state = swr_step(a[:, t], u[:, t], state)
-        assert relative_error(y, whole[:, t]) < 1e-13
+        y, state = swr(a[:, t : t + 1], u[:, t : t + 1], state)
+        assert relative_error(y, whole[:, t : t + 1]) < 1e-13
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-38, 1.0])

@@ -11,9 +11,10 @@ pytest.importorskip("triton")
 
 import hyena_kernels
 from hyena_kernels import dispatch, tune, tuned
-from hyena_kernels.fir_conv import gpu as fir_gpu
+from hyena_kernels.fir_conv import autograd as fir
 from hyena_kernels.fir_conv import reference as fir_reference
-from hyena_kernels.fused_fir import gpu as fused_gpu
+from hyena_kernels.hyena import autograd as cores
+from hyena_kernels.short_conv import autograd as short
 from hyena_kernels.short_conv import reference as short_reference
 
 pytestmark = pytest.mark.skipif(
@@ -194,7 +195,7 @@ CORE_CASES = [  # B, L, D, G, K, state, bias, skip
 def test_core(case, dtype):
     torch.manual_seed(0)
     inputs = core_inputs(*case)
-    assert fused_gpu.takes(inputs["x"].to(DEVICE, dtype), inputs["w"], inputs["h"])
+    assert cores.takes(inputs["x"].to(DEVICE, dtype), inputs["w"], inputs["h"])
     compare(fast_core, exact_core, inputs, dtype)
 
 
@@ -210,10 +211,10 @@ def test_core_at_every_edge(K, L, with_state, dtype):
 
 
 @pytest.mark.parametrize("K", [7, 128])
-def test_step_and_pieces_equal_the_whole(K):
+def test_tokens_and_pieces_equal_the_whole(K):
     torch.manual_seed(K)
-    B, L, D = 1, 100, 6
-    inputs = {name: x if x is None else x.to(DEVICE) for name, x in core_inputs(B, L, D, 2, K, False).items()}
+    L, D = 100, 6
+    inputs = {name: x if x is None else x.to(DEVICE) for name, x in core_inputs(1, L, D, 2, K, False).items()}
     u = inputs["x"]
     whole = fast_core(**inputs)
     outputs, past, state = [], None, None
@@ -222,15 +223,6 @@ def test_step_and_pieces_equal_the_whole(K):
         outputs.append(y)
     for pieces, full in zip((torch.cat(outputs, dim=1), past, state), whole, strict=True):
         assert relative_error(pieces, full.double()) < 1e-6
-    y, states = hyena_kernels.hyena_mr_step(
-        u[:, 0], inputs["w"], inputs["h"], inputs["skip"], bias=inputs["bias"], state=(past, state)
-    )
-    token = inputs | {"x": u[:, :1], "past": past, "state": state}
-    exact, *exact_states = exact_core(**{name: x.double() for name, x in token.items()})
-    assert y.shape == (B, D)
-    assert relative_error(y, exact[:, 0]) < 1e-5
-    for new, ref in zip(states, exact_states, strict=True):
-        assert relative_error(new, ref) < 1e-5
 
 
 def test_the_state_does_not_keep_the_inputs_alive():
@@ -270,10 +262,12 @@ def test_gradients_are_the_same_bits_every_time():
 
 def test_the_operators_registrations():
     torch.manual_seed(0)
-    fir = {n: leaf(x, torch.float32) for n, x in fir_inputs(1, 20, 4, 1, 9).items()}
-    opcheck(fir_gpu._operator, (fir["x"], fir["h"], None, fir["skip"], fir["state"]))
+    given = {n: leaf(x, torch.float32) for n, x in fir_inputs(1, 20, 4, 1, 9).items()}
+    given |= {"w": leaf(torch.randn(4, 3), torch.float32), "past": leaf(torch.randn(1, 2, 4), torch.float32)}
+    opcheck(fir._operator, tuple(given[n] for n in ("x", "h", "skip", "state")))
+    opcheck(short._operator, (given["x"], given["w"], given["skip"], given["past"]))
     core = {n: leaf(x, torch.float32) for n, x in core_inputs(1, 20, 4, 1, 9).items()}
-    opcheck(fused_gpu._operator, tuple(core[n] for n in ("x", "w", "bias", "h", "skip", "past", "state")))
+    opcheck(cores._operator, tuple(core[n] for n in ("x", "w", "bias", "h", "skip", "past", "state")))
 
 
 def test_compiled_without_a_graph_break():
@@ -292,7 +286,7 @@ def test_compiled_without_a_graph_break():
 def test_filters_too_long_to_fuse_are_composed():
     torch.manual_seed(0)
     inputs = core_inputs(1, 100, 6, 2, 200)
-    assert not fused_gpu.takes(inputs["x"].to(DEVICE), inputs["w"], inputs["h"])
+    assert not cores.takes(inputs["x"].to(DEVICE), inputs["w"], inputs["h"])
     compare(fast_core, exact_core, inputs, torch.float32)
 
 

@@ -11,7 +11,8 @@ pytest.importorskip("triton")
 
 import hyena_kernels
 from hyena_kernels import dispatch, tuned
-from hyena_kernels.modal_conv import reference, triton
+from hyena_kernels.hyena import autograd as cores
+from hyena_kernels.modal_conv import autograd, reference, triton
 from hyena_kernels.short_conv import reference as short_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,9 +59,9 @@ def exact_core(x, log_poles, residues, skip, state, w=None, bias=None, past=None
 
 def fast_core(x, log_poles, residues, skip, state, w=None, bias=None, past=None):
     if w is None:
-        return *triton.modal_conv(x, log_poles, residues, skip=skip, state=state), None
+        return *autograd.modal_conv(x, log_poles, residues, skip=skip, state=state), None
     core = None if state is None else (past, state)
-    y, (past, state) = triton.hyena_li(x, w, log_poles, residues, skip, bias=bias, state=core)
+    y, (past, state) = cores.modal_core(x, w, bias, log_poles, residues, skip, core)
     return y, state, past
 
 
@@ -179,17 +180,17 @@ def test_public_entries_run_these_kernels(monkeypatch):
     u, poles, residues, skip, state, w, bias, past = given.values()
     calls = []
     for name in ("modal_scan", "modal_step"):
-        operator = getattr(triton, name)
-        monkeypatch.setattr(triton, name, lambda *args, operator=operator: calls.append(args) or operator(*args))
+        operator = getattr(autograd, name)
+        monkeypatch.setattr(autograd, name, lambda *args, operator=operator: calls.append(args) or operator(*args))
     monkeypatch.setattr(dispatch, "forced", "triton")
     core = {"bias": bias, "state": (past, state)}
     y, _ = hyena_kernels.hyena_li(u, w, poles, residues, skip, **core)
-    first, core["state"] = hyena_kernels.hyena_li_step(u[:, 0], w, poles, residues, skip, **core)
-    second, _ = hyena_kernels.hyena_li_step(u[:, 1], w, poles, residues, skip, **core)
-    assert relative_error(torch.stack([first, second], 1), y.double()) < 1e-6
+    first, core["state"] = hyena_kernels.hyena_li(u[:, :1], w, poles, residues, skip, **core)
+    second, _ = hyena_kernels.hyena_li(u[:, 1:], w, poles, residues, skip, **core)
+    assert relative_error(torch.cat([first, second], 1), y.double()) < 1e-6
     y, _ = hyena_kernels.modal_conv(u, *(x.repeat(3, 1) for x in (poles, residues)))
-    first, _ = hyena_kernels.modal_conv_step(u[:, 0], *(x.repeat(3, 1) for x in (poles, residues)))
-    assert relative_error(first, y[:, 0].double()) < 1e-6
+    first, _ = hyena_kernels.modal_conv(u[:, :1], *(x.repeat(3, 1) for x in (poles, residues)))
+    assert relative_error(first, y[:, :1].double()) < 1e-6
     assert len(calls) == 5
 
 
@@ -224,7 +225,7 @@ def test_the_final_state_may_be_all_that_is_used():
     given = arguments(1, 5, 2, 2, torch.float32, gated=False, with_state=False)
     fast, exact = given["x"].requires_grad_(), given["x"].detach().double().requires_grad_()
     filters = [given["log_poles"], given["residues"]]
-    triton.modal_conv(fast, *filters)[1].sum().backward()
+    autograd.modal_conv(fast, *filters)[1].sum().backward()
     reference.modal_conv(exact, *[x.double() for x in filters])[1].sum().backward()
     assert relative_error(fast.grad, exact.grad) < 1e-5
 
@@ -235,8 +236,8 @@ def test_operators_are_registered_as_torch_compile_wants_them():
     order = ("x", "log_poles", "residues", "skip", "state", "w", "bias", "past")
     arrays = [given[name].requires_grad_() for name in order]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    opcheck(triton.modal_scan, arrays, test_utils=checks)
-    opcheck(triton.modal_step, [given["x"][:, :1].detach(), *(x.detach() for x in arrays[1:])], test_utils=checks)
+    opcheck(autograd.modal_scan, arrays, test_utils=checks)
+    opcheck(autograd.modal_step, [given["x"][:, :1].detach(), *(x.detach() for x in arrays[1:])], test_utils=checks)
 
 
 @compiles

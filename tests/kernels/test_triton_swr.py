@@ -9,8 +9,8 @@ from torch.library import opcheck
 
 pytest.importorskip("triton")
 
-from hyena_kernels import SWRState, dispatch, swr, swr_step, tuned
-from hyena_kernels.swr import gpu, reference, triton
+from hyena_kernels import SWRState, dispatch, swr, tuned
+from hyena_kernels.swr import autograd, reference, triton
 from hyena_kernels.swr.state import start
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -67,7 +67,7 @@ def compare(given, places, tolerance, *, final=True):
     """Outputs, the state that follows, and the gradient of every input with random gradients of all of them."""
     fast = {name: t.detach().requires_grad_() for name, t in given.items()}
     exact = {name: t.detach().double().requires_grad_() for name, t in given.items()}
-    (got, done), (wanted, done_ref) = run(gpu.swr, fast, places), run(reference.swr, exact, places)
+    (got, done), (wanted, done_ref) = run(autograd.swr, fast, places), run(reference.swr, exact, places)
     assert torch.equal(done, done_ref)
     for a, b in zip(got, wanted, strict=True):
         assert relative_error(a, b) < tolerance or torch.equal(a.detach(), b.detach().float())  # underflown
@@ -113,10 +113,10 @@ def test_without_gradients_of_the_state():
 def test_pieces_equal_the_whole():
     torch.manual_seed(0)
     a, u = arguments(60, 2, torch.float32, None).values()
-    whole, final = gpu.swr(a, u, None)
+    whole, final = autograd.swr(a, u, None)
     state, pieces = None, []
     for a_piece, u_piece in zip(a.split([1, 1, 20, 16, 22], 1), u.split([1, 1, 20, 16, 22], 1), strict=True):
-        y, state = gpu.swr(a_piece, u_piece, state)
+        y, state = autograd.swr(a_piece, u_piece, state)
         pieces.append(y)
     assert relative_error(torch.cat(pieces, 1), whole.double()) < 1e-6
     for part, expected in zip(state, final, strict=True):
@@ -140,9 +140,9 @@ def test_public_entries_run_these_kernels(monkeypatch):
     monkeypatch.setattr(triton, "forward", lambda *args: calls.append(args) or forward(*args))
     monkeypatch.setattr(dispatch, "forced", "triton")
     y, _ = swr(a, u)
-    first, state = swr_step(a[:, 0], u[:, 0])
-    second, _ = swr_step(a[:, 1], u[:, 1], state)
-    assert relative_error(torch.stack([first, second], 1), y.double()) < 1e-6
+    first, state = swr(a[:, :1], u[:, :1])
+    second, _ = swr(a[:, 1:], u[:, 1:], state)
+    assert relative_error(torch.cat([first, second], 1), y.double()) < 1e-6
     assert len(calls) == 3
 
 
@@ -155,7 +155,7 @@ def test_layouts_and_no_rows():
         assert not strided.is_contiguous()
         compare(given | {name: strided}, [5, 0], 1e-5)
     a, u = (t[:0].requires_grad_() for t in arguments(20, 2, torch.float32, None).values())
-    y, _ = gpu.swr(a, u, None)
+    y, _ = autograd.swr(a, u, None)
     assert [g.shape for g in torch.autograd.grad(y.sum(), [a, u])] == [a.shape, u.shape]
 
 
@@ -163,7 +163,7 @@ def test_layouts_and_no_rows():
 def test_registered_as_torch_compile_wants_it():
     *tensors, done = *arguments(18, 2, torch.float32, [5, 0]).values(), torch.tensor([5, 0], device=DEVICE)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    opcheck(gpu._operator, [*(t.requires_grad_() for t in tensors), done], test_utils=checks)
+    opcheck(autograd._operator, [*(t.requires_grad_() for t in tensors), done], test_utils=checks)
 
 
 @compiles

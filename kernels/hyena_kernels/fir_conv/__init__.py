@@ -3,9 +3,8 @@
 from torch import Tensor
 
 from hyena_kernels import dispatch
-from hyena_kernels.checks import require
-from hyena_kernels.fir_conv import cpu, reference
-from hyena_kernels.short_conv.cpu import next_state
+from hyena_kernels.dispatch import require
+from hyena_kernels.fir_conv import reference, torch
 
 
 def fir_conv(x: Tensor, h: Tensor, *, skip: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -36,7 +35,7 @@ def fir_conv(x: Tensor, h: Tensor, *, skip: Tensor | None = None, state: Tensor 
     if chosen == "reference":
         return reference.fir_conv(x, h, skip=skip, state=state)
     if chosen == "triton":
-        from hyena_kernels.fir_conv import gpu
+        from hyena_kernels.fir_conv import autograd
 
-        return gpu.fir_conv(x, h, skip=skip, state=state), next_state(x, state, K - 1)
-    return cpu.fir_conv(x, h, skip=skip, state=state)
+        return autograd.fir_conv(x, h, skip=skip, state=state)
+    return torch.fir_conv(x, h, skip=skip, state=state)

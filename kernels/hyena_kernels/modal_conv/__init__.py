@@ -3,11 +3,8 @@
 from torch import Tensor
 
 from hyena_kernels import dispatch
-from hyena_kernels.checks import require
-from hyena_kernels.modal_conv import cpu, reference
-
-MOST_MODES = 32
-"""How many modes the Triton kernels keep in a thread's registers; filters with more run in plain PyTorch."""
+from hyena_kernels.dispatch import require
+from hyena_kernels.modal_conv import reference, torch
 
 
 def modal_conv(
@@ -40,16 +37,8 @@ def modal_conv(
     chosen = dispatch.backend(x)
     if chosen == "reference":
         return reference.modal_conv(x, log_poles, residues, skip=skip, state=state)
-    if chosen == "triton" and N <= MOST_MODES:
-        from hyena_kernels.modal_conv import triton
+    if chosen == "triton":
+        from hyena_kernels.modal_conv import autograd
 
-        return triton.modal_conv(x, log_poles, residues, skip=skip, state=state)
-    return cpu.modal_conv(x, log_poles, residues, skip=skip, state=state)
-
-
-def modal_conv_step(
-    x: Tensor, log_poles: Tensor, residues: Tensor, *, skip: Tensor | None = None, state: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """One token of `modal_conv`: x (B, D) -> y (B, D) and the state that follows. One launch on a GPU."""
-    y, state = modal_conv(x.unsqueeze(1), log_poles, residues, skip=skip, state=state)
-    return y.squeeze(1), state
+        return autograd.modal_conv(x, log_poles, residues, skip=skip, state=state)
+    return torch.modal_conv(x, log_poles, residues, skip=skip, state=state)

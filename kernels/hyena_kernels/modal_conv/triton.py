@@ -1,4 +1,7 @@
-"""Launching the modal scan's Triton kernels; its operators for autograd and torch.compile."""
+"""The modal scan on a GPU: what is launched for a sequence, its gradients and a token.
+
+The kernels are in `scan` (forward) and `scan_backward`.
+"""
 
 from typing import Any
 
@@ -8,7 +11,9 @@ from torch import Tensor
 
 from hyena_kernels import tuned
 from hyena_kernels.modal_conv import scan, scan_backward
-from hyena_kernels.short_conv.cpu import next_state
+
+MOST_MODES = 32
+"""How many modes the kernels keep in a thread's registers."""
 
 MOST_SEGMENTS = 256
 
@@ -95,16 +100,6 @@ def forward(
     return y, final, starts
 
 
-modal_scan = torch.library.custom_op("hyena_kernels::modal_scan", forward, mutates_args=())
-
-
-@modal_scan.register_fake
-def _(u, log_poles, residues, skip, state, w, bias, past):
-    (B, L, _), (D, N) = u.shape, log_poles.shape
-    segments = segments_of(u, D)[1]
-    return u.new_empty(B, L, D), log_poles.new_empty(B, D, N), log_poles.new_empty(B, segments, N, D)
-
-
 def backward(
     dy: Tensor,
     dfinal: Tensor | None,
@@ -156,35 +151,6 @@ def backward(
     return du, dlog_poles, dresidues, dskip.sum((0, 1)), dstate, taps[:3].t().contiguous(), taps[3].clone(), dpast
 
 
-modal_scan_backward = torch.library.custom_op("hyena_kernels::modal_scan_backward", backward, mutates_args=())
-
-
-@modal_scan_backward.register_fake
-def _(dy, dfinal, starts, u, log_poles, residues, skip, state, w, bias, past):
-    (B, L, width), (D, N) = u.shape, log_poles.shape
-    new, taps = log_poles.new_empty, 0 if w is None else width
-    return (
-        u.new_empty(B, L, width), new(D, N), new(D, N), new(D), new(B, D, N), new(taps, 3), new(taps),
-        u.new_empty(B, 2, width),
-    )  # fmt: skip
-
-
-def _save(ctx, inputs, output) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[2], *inputs)
-
-
-def _backward(ctx, dy, dfinal, dstarts):
-    starts, u, log_poles, *others = ctx.saved_tensors
-    if dy is None:
-        dy = u.new_zeros(u.shape[0], u.shape[1], log_poles.shape[0])
-    gradients = modal_scan_backward(dy, dfinal, starts, u, log_poles, *others)
-    return tuple(g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=True))
-
-
-modal_scan.register_autograd(_backward, setup_context=_save)
-
-
 def step(
     u: Tensor,
     log_poles: Tensor,
@@ -207,52 +173,3 @@ def step(
             BLOCK=32, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return y, final, new_past
-
-
-modal_step = torch.library.custom_op("hyena_kernels::modal_step", step, mutates_args=())
-
-
-@modal_step.register_fake
-def _(u, log_poles, residues, skip, state, w, bias, past):
-    (B, _, width), (D, N) = u.shape, log_poles.shape
-    return u.new_empty(B, 1, D), log_poles.new_empty(B, D, N), u.new_empty(B, 2, width)
-
-
-def decoding(u: Tensor, *others: Tensor | None) -> bool:
-    """One token, and no gradient wanted."""
-    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (u, *others))
-    return u.shape[1] == 1 and not wanted
-
-
-def float32(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if x is None else x.float() for x in tensors)
-
-
-def modal_conv(
-    x: Tensor, log_poles: Tensor, residues: Tensor, *, skip: Tensor | None = None, state: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """As `hyena_kernels.modal_conv`, for float32 or bfloat16 x and up to MOST_MODES modes."""
-    filters = float32(log_poles, residues, skip, state)
-    run = modal_step if decoding(x, *filters) else modal_scan
-    y, final, _ = run(x, *filters, None, None, None)
-    return y, final
-
-
-def hyena_li(
-    u: Tensor,
-    w: Tensor,
-    log_poles: Tensor,
-    residues: Tensor,
-    skip: Tensor,
-    *,
-    bias: Tensor | None = None,
-    state: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """As `hyena_kernels.hyena_li`, for float32 or bfloat16 u, three featurizer taps and up to MOST_MODES modes."""
-    past, modal = (None, None) if state is None else state
-    arguments = *float32(log_poles, residues, skip, modal, w, bias), past
-    if decoding(u, *arguments):
-        y, final, past = modal_step(u, *arguments)
-        return y, (past, final)
-    y, final, _ = modal_scan(u, *arguments)
-    return y, (next_state(u, past, 2), final)

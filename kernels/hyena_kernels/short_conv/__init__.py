@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from hyena_kernels import dispatch
-from hyena_kernels.checks import require
-from hyena_kernels.short_conv import cpu, reference
+from hyena_kernels.dispatch import require
+from hyena_kernels.short_conv import reference, torch
 
 
 def short_conv(x: Tensor, w: Tensor, bias: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def short_conv(x: Tensor, w: Tensor, bias: Tensor | None = None, state: Tensor |
     if chosen == "reference":
         return reference.short_conv(x, w, bias, state)
     if chosen == "triton":
-        from hyena_kernels.fir_conv import gpu
+        from hyena_kernels.short_conv import autograd
 
-        return gpu.fir_conv(x, w, bias=bias, skip=None, state=state), cpu.next_state(x, state, K - 1)
-    return cpu.short_conv(x, w, bias, state)
+        return autograd.short_conv(x, w, bias, state)
+    return torch.short_conv(x, w, bias, state)

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from hyena_kernels import dispatch
-from hyena_kernels.checks import require
-from hyena_kernels.swr import cpu, reference
+from hyena_kernels.dispatch import require
+from hyena_kernels.swr import reference, torch
 from hyena_kernels.swr.state import BLOCK, SWRState
 
 
@@ -38,13 +38,7 @@ def swr(a: Tensor, u: Tensor, state: SWRState | None = None) -> tuple[Tensor, SW
     if chosen == "reference":
         return reference.swr(a, u, state)
     if chosen == "triton":
-        from hyena_kernels.swr import gpu
+        from hyena_kernels.swr import autograd
 
-        return gpu.swr(a, u, state)
-    return cpu.swr(a, u, state)
-
-
-def swr_step(a: Tensor, u: Tensor, state: SWRState | None = None) -> tuple[Tensor, SWRState]:
-    """One token of `swr`: a (B, heads), u (B, heads, 16) -> y (B, heads, 16), and the state that follows."""
-    y, state = swr(a.unsqueeze(1), u.unsqueeze(1), state)
-    return y.squeeze(1), state
+        return autograd.swr(a, u, state)
+    return torch.swr(a, u, state)

@@ -1,18 +1,23 @@
-"""The cores of Hyena-SE and -MR on a GPU: which Triton kernels run, as one operator for autograd and torch.compile.
+"""The mixer cores on a GPU: which Triton kernels run, as one operator each for autograd and torch.compile.
 
-Filters of up to 8 taps take the walk of `short_conv.triton` forward, every other case the blocked products of
-`fused_fir.triton`; one token without gradients takes its own kernel.
+Hyena-SE and -MR: filters of up to 8 taps take the walk of `short_conv.triton` forward, every other case the blocked
+products of `hyena.triton`; one token without gradients takes its own kernel. Hyena-LI: the modal scan, gated.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hyena_kernels import dispatch
-from hyena_kernels.fused_fir import triton as fused
+from hyena_kernels.fir_conv.autograd import fir_conv
+from hyena_kernels.hyena import triton as fused
+from hyena_kernels.hyena.reference import CoreState, gated
+from hyena_kernels.modal_conv import autograd as modal
+from hyena_kernels.modal_conv.triton import MOST_MODES
 from hyena_kernels.short_conv import triton as walk
-from hyena_kernels.short_conv.cpu import next_state
-
-CoreState = tuple[Tensor, Tensor]
+from hyena_kernels.short_conv.autograd import short_conv
+from hyena_kernels.short_conv.torch import next_state
 
 
 def decoding(u: Tensor, *others: Tensor | None) -> bool:
@@ -86,12 +91,12 @@ def _(
     return u.new_empty(u.shape), dw, dbias, dh, dskip, dfeaturizer_state, dstate
 
 
-def _setup(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs)
 
 
-def _gradients(ctx, dy: Tensor | None, dnew: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, dy: Tensor | None, dnew: Tensor | None) -> tuple[Tensor | None, ...]:
     u, w, bias, h, skip, featurizer_state, state = ctx.saved_tensors
     if dy is None:
         dy = u.new_zeros(u.shape[0], u.shape[1], u.shape[2] // 3)
@@ -107,19 +112,55 @@ def _states(u: Tensor, state: CoreState | None) -> tuple[Tensor | None, Tensor |
     return (None, None) if state is None else (state[0].to(u.dtype), state[1].to(u.dtype))
 
 
-def step(
+def _step(
     u: Tensor, w: Tensor, bias: Tensor | None, h: Tensor, skip: Tensor | None, state: CoreState | None
 ) -> tuple[Tensor, CoreState]:
-    """`core` of one token, for any sizes and dtype."""
-    y, state = fused.step(u[:, 0], w, bias, h, skip, _pair(*_states(u, state)))
-    return y.unsqueeze(1), state
+    """One token, for any sizes and dtype."""
+    y, after = fused.step(u[:, 0], w, bias, h, skip, _pair(*_states(u, state)))
+    return y.unsqueeze(1), after
 
 
-def core(
+def _fused(
     u: Tensor, w: Tensor, bias: Tensor | None, h: Tensor, skip: Tensor | None, state: CoreState | None
 ) -> tuple[Tensor, CoreState]:
-    """y (B, L, D) of u (B, L, 3D), and the states that follow."""
     arguments = u, w, bias, h, skip, *_states(u, state)
     run = _operator if dispatch.recorded(*arguments) else _forward
     y, conv_state = run(*arguments)
     return y, (next_state(u, arguments[5], w.shape[1] - 1), conv_state)
+
+
+def fir_core(
+    u: Tensor, w: Tensor, bias: Tensor | None, h: Tensor, skip: Tensor | None, state: CoreState | None
+) -> tuple[Tensor, CoreState]:
+    """The core of Hyena-SE or, with a skip, -MR, of float32 or bfloat16 u."""
+    if decoding(u, w, bias, h, skip, *(state or ())):
+        return _step(u, w, bias, h, skip, state)
+    if takes(u, w, h):
+        return _fused(u, w, bias, h, skip, state)
+    return gated(
+        u,
+        state,
+        lambda u, past: short_conv(u, w, bias, past),
+        lambda p, past: fir_conv(p, h, skip=skip, state=past),
+    )
+
+
+def modal_core(
+    u: Tensor, w: Tensor, bias: Tensor | None, log_poles: Tensor, residues: Tensor, skip: Tensor,
+    state: CoreState | None,
+) -> tuple[Tensor, CoreState]:  # fmt: skip
+    """The core of Hyena-LI, of float32 or bfloat16 u."""
+    if w.shape[1] != 3 or log_poles.shape[1] > MOST_MODES:
+        return gated(
+            u,
+            state,
+            lambda u, past: short_conv(u, w, bias, past),
+            lambda p, past: modal.modal_conv(p, log_poles, residues, skip=skip, state=past),
+        )
+    past, modes = (None, None) if state is None else state
+    arguments = *modal.float32(log_poles, residues, skip, modes, w, bias), past
+    if modal.decoding(u, *arguments):
+        y, final, past = modal.modal_step(u, *arguments)
+        return y, (past, final)
+    y, final, _ = modal.modal_scan(u, *arguments)
+    return y, (next_state(u, past, 2), final)

@@ -1,4 +1,4 @@
-"""Grouped causal FIR on the CPU: blocked matrix products for long filters, one pass a tap for short ones.
+"""Grouped causal FIR in plain PyTorch: blocked matrix products for long filters, one pass a tap for short ones.
 
 Blocked form (arXiv:2503.01868, section 3, Algorithm 1). Time is cut into blocks of length l. With m blocks of halo,
 m = ceil((K-1) / l), the outputs of block n are
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyena_kernels.dispatch import recorded
-from hyena_kernels.short_conv.cpu import next_state, taps, token, window_of
+from hyena_kernels.short_conv.torch import next_state, taps, token, window_of
 from hyena_kernels.window import slide
 
 BLOCK = 64

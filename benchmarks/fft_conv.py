@@ -1,4 +1,4 @@
-"""Long causal convolution by real FFTs, padded so that nothing wraps around; on any device."""
+"""Causal convolution with filters as long as the sequence, by FFT: what the operators of `hyena_kernels` replace."""
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,11 @@ def good_size(n: int) -> int:
 
 
 def fft_conv(x: Tensor, h: Tensor, skip: Tensor | None = None) -> Tensor:
+    """Convolve groups of neighbouring channels with one causal filter each, of any length, in float32 or better.
+
+    ``y[b, t, c] = sum_k h[c // (D / G), k] * x[b, t - k, c] (+ skip[c] * x[b, t, c])``, padded so that nothing wraps
+    around: x (B, L, D), h (G, K), skip (D,) -> y (B, L, D) in x's dtype.
+    """
     acc = torch.promote_types(x.dtype, torch.float32)
     (B, L, D), G = x.shape, h.shape[0]
     u, h = x.to(acc), h[:, :L].to(acc)

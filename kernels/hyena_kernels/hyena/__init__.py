@@ -1,27 +1,11 @@
 """The mixer cores of Hyena-SE, -MR and -LI: featurizer, pre-gate, convolution, skip and post-gate; 3D in, D out."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from hyena_kernels import dispatch
-from hyena_kernels.checks import require
-from hyena_kernels.fir_conv import fir_conv
-from hyena_kernels.modal_conv import MOST_MODES, modal_conv
-from hyena_kernels.short_conv import short_conv
-
-CoreState = tuple[Tensor, Tensor]
-"""The state of a mixer core: the featurizer's (B, 2, 3D) and the convolution's."""
-
-
-def _gated(
-    u: Tensor, w: Tensor, bias: Tensor | None, state: CoreState | None, conv: Callable[..., tuple[Tensor, Tensor]]
-) -> tuple[Tensor, CoreState]:
-    featurizer_state, conv_state = (None, None) if state is None else state
-    u, featurizer_state = short_conv(u, w, bias, featurizer_state)
-    x2, x1, v = u.chunk(3, dim=-1)
-    y, conv_state = conv(x1 * v, state=conv_state)
-    return x2 * y, (featurizer_state, conv_state)
+from hyena_kernels.dispatch import require
+from hyena_kernels.hyena import reference, torch
+from hyena_kernels.hyena.reference import CoreState
 
 
 def _check(u: Tensor, w: Tensor, bias: Tensor | None, state: CoreState | None, conv_state: tuple[int, ...]) -> None:
@@ -36,7 +20,7 @@ def _check(u: Tensor, w: Tensor, bias: Tensor | None, state: CoreState | None, c
         require((state[0].shape, state[1].shape) == shapes, f"state must be {shapes[0]} and {shapes[1]}")
 
 
-def _fir_core(
+def _fir(
     u: Tensor, w: Tensor, bias: Tensor | None, h: Tensor, skip: Tensor | None, state: CoreState | None
 ) -> tuple[Tensor, CoreState]:
     require(h.ndim == 2 and h.shape[1] >= 1, f"h must be (G, K), got {tuple(h.shape)}")
@@ -44,14 +28,14 @@ def _fir_core(
     _check(u, w, bias, state, (K - 1, D))
     require(G >= 1 and D % G == 0, f"the {D} channels of each part of u do not divide into {G} groups")
     require(skip is None or skip.shape == (D,), f"skip must be ({D},)")
-    if dispatch.backend(u) == "triton":
-        from hyena_kernels.fused_fir import gpu
+    chosen = dispatch.backend(u)
+    if chosen == "reference":
+        return reference.fir_core(u, w, bias, h, skip, state)
+    if chosen == "triton":
+        from hyena_kernels.hyena import autograd
 
-        if gpu.decoding(u, w, bias, h, skip, *(state or ())):
-            return gpu.step(u, w, bias, h, skip, state)
-        if gpu.takes(u, w, h):
-            return gpu.core(u, w, bias, h, skip, state)
-    return _gated(u, w, bias, state, lambda p, state: fir_conv(p, h, skip=skip, state=state))
+        return autograd.fir_core(u, w, bias, h, skip, state)
+    return torch.fir_core(u, w, bias, h, skip, state)
 
 
 def hyena_se(
@@ -71,14 +55,14 @@ def hyena_se(
     Raises:
         ValueError: shapes do not fit together.
     """
-    return _fir_core(u, w, bias, h, None, state)
+    return _fir(u, w, bias, h, None, state)
 
 
 def hyena_mr(
     u: Tensor, w: Tensor, h: Tensor, skip: Tensor, *, bias: Tensor | None = None, state: CoreState | None = None
 ) -> tuple[Tensor, CoreState]:
     """Hyena-MR's core: as `hyena_se`, with a skip (D,) around the convolution."""
-    return _fir_core(u, w, bias, h, skip, state)
+    return _fir(u, w, bias, h, skip, state)
 
 
 def hyena_li(
@@ -97,39 +81,11 @@ def hyena_li(
     require(log_poles.shape == (D, N), f"log_poles must be ({D}, N), got {tuple(log_poles.shape)}")
     require(residues.shape == (D, N), f"residues must be {(D, N)}, got {tuple(residues.shape)}")
     require(skip.shape == (D,), f"skip must be ({D},)")
-    if dispatch.backend(u) == "triton" and w.shape[1] == 3 and N <= MOST_MODES:
-        from hyena_kernels.modal_conv import triton
+    chosen = dispatch.backend(u)
+    if chosen == "reference":
+        return reference.modal_core(u, w, bias, log_poles, residues, skip, state)
+    if chosen == "triton":
+        from hyena_kernels.hyena import autograd
 
-        return triton.hyena_li(u, w, log_poles, residues, skip, bias=bias, state=state)
-    return _gated(u, w, bias, state, lambda p, state: modal_conv(p, log_poles, residues, skip=skip, state=state))
-
-
-def hyena_se_step(
-    u: Tensor, w: Tensor, h: Tensor, *, bias: Tensor | None = None, state: CoreState | None = None
-) -> tuple[Tensor, CoreState]:
-    """One token of `hyena_se`: u (B, 3D) -> y (B, D) and the state that follows. One launch on a GPU."""
-    y, state = hyena_se(u.unsqueeze(1), w, h, bias=bias, state=state)
-    return y.squeeze(1), state
-
-
-def hyena_mr_step(
-    u: Tensor, w: Tensor, h: Tensor, skip: Tensor, *, bias: Tensor | None = None, state: CoreState | None = None
-) -> tuple[Tensor, CoreState]:
-    """One token of `hyena_mr`: u (B, 3D) -> y (B, D) and the state that follows. One launch on a GPU."""
-    y, state = hyena_mr(u.unsqueeze(1), w, h, skip, bias=bias, state=state)
-    return y.squeeze(1), state
-
-
-def hyena_li_step(
-    u: Tensor,
-    w: Tensor,
-    log_poles: Tensor,
-    residues: Tensor,
-    skip: Tensor,
-    *,
-    bias: Tensor | None = None,
-    state: CoreState | None = None,
-) -> tuple[Tensor, CoreState]:
-    """One token of `hyena_li`: u (B, 3D) -> y (B, D) and the state that follows. One launch on a GPU."""
-    y, state = hyena_li(u.unsqueeze(1), w, log_poles, residues, skip, bias=bias, state=state)
-    return y.squeeze(1), state
+        return autograd.modal_core(u, w, bias, log_poles, residues, skip, state)
+    return torch.modal_core(u, w, bias, log_poles, residues, skip, state)

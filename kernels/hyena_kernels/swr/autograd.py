@@ -1,5 +1,7 @@
 """`swr` on a GPU: its Triton kernels as operators for autograd and torch.compile."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,9 @@ def _operator(
 
 
 @_operator.register_fake
-def _(a, u, value, product, before, done):
+def _(
+    a: Tensor, u: Tensor, value: Tensor | None, product: Tensor | None, before: Tensor | None, done: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return u.new_empty(u.shape), *triton.new_parts(u)
 
 
@@ -49,16 +53,27 @@ def _backward(
 
 
 @_backward.register_fake
-def _(dy, a, u, value, product, before, done, dvalue, dproduct, dbefore):
+def _(
+    dy: Tensor,
+    a: Tensor,
+    u: Tensor,
+    value: Tensor | None,
+    product: Tensor | None,
+    before: Tensor | None,
+    done: Tensor | None,
+    dvalue: Tensor | None,
+    dproduct: Tensor | None,
+    dbefore: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return a.new_empty(a.shape), u.new_empty(u.shape), *triton.new_parts(u)
 
 
-def _setup(ctx, inputs: tuple, output: tuple) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs)
 
 
-def _gradients(ctx, dy: Tensor | None, *dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, dy: Tensor | None, *dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
     a, u, *state = ctx.saved_tensors
     gradients = _backward(u.new_zeros(u.shape) if dy is None else dy, a, u, *state, *dfinal)
     wanted = zip((*gradients, None), ctx.needs_input_grad, strict=True)

@@ -1,4 +1,4 @@
-"""The Hyena-LI operator on the CPU: exact chunked matrix products, never a length-L filter, never (L, D, N).
+"""The Hyena-LI operator in plain PyTorch: exact chunked matrix products, never a length-L filter, never (L, D, N).
 
 With chunks of C tokens as the rows of X, start states S_n and, for every channel, the small matrices
 
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyena_kernels.fir_conv.cpu import toeplitz
+from hyena_kernels.fir_conv.torch import toeplitz
 
 CHUNK = 32
 SLAB = 64  # chunks, of all sequences together

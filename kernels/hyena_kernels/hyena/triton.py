@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hyena_kernels import tuned
 from hyena_kernels.fir_conv.triton import columns, factor, filter_gradient, matmul, tile_width, write_channels
+from hyena_kernels.hyena.reference import CoreState
 from hyena_kernels.short_conv.triton import optional
 
 MAX_FACTORS = 3
@@ -320,11 +321,8 @@ def _blocks(tuning: dict[str, int], group: int, K: int, L: int) -> tuple[int, in
     return N, LB, M, tile_width(group, N), min(tuning["span"], triton.cdiv(L, LB) * LB)
 
 
-State = tuple[Tensor, Tensor]
-
-
 def forward(
-    u: Tensor, w: Tensor, bias: Tensor | None, h: Tensor, skip: Tensor | None, state: State | None
+    u: Tensor, w: Tensor, bias: Tensor | None, h: Tensor, skip: Tensor | None, state: CoreState | None
 ) -> tuple[Tensor, Tensor]:
     """y (B, L, D) and the convolution's next state (B, K - 1, D)."""
     (B, L, width), (G, K), W = u.shape, h.shape, w.shape[1]
@@ -345,7 +343,7 @@ def forward(
 
 
 def backward(
-    u: Tensor, w: Tensor, bias: Tensor | None, h: Tensor, skip: Tensor | None, state: State | None,
+    u: Tensor, w: Tensor, bias: Tensor | None, h: Tensor, skip: Tensor | None, state: CoreState | None,
     dy: Tensor, dnew: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """df (B, L, 3D), dstate (B, K - 1, D) (empty without a state), and, float32, dh (G, K), dskip (D,)."""
@@ -382,8 +380,8 @@ def backward(
 
 
 def step(
-    u: Tensor, w: Tensor, bias: Tensor | None, h: Tensor, skip: Tensor | None, state: State | None
-) -> tuple[Tensor, State]:
+    u: Tensor, w: Tensor, bias: Tensor | None, h: Tensor, skip: Tensor | None, state: CoreState | None
+) -> tuple[Tensor, CoreState]:
     """One token: u (B, 3D) -> y (B, D), and the states that follow."""
     (B, width), (G, K), W = u.shape, h.shape, w.shape[1]
     D = width // 3

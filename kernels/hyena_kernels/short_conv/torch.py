@@ -1,4 +1,4 @@
-"""Depthwise FIR of a few taps on the CPU: one fused multiply-add over the whole tensor for each tap.
+"""Depthwise FIR of a few taps in plain PyTorch: one fused multiply-add over the whole tensor for each tap.
 
 Nothing is padded or copied: tap k adds the shifted input in place. The backward is the same walk in reverse time.
 """

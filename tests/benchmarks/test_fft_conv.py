@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from hyena_kernels import fft_conv
-from hyena_kernels.fft_conv.cpu import good_size
+from benchmarks.fft_conv import fft_conv, good_size
 from hyena_kernels.fir_conv import reference
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -53,17 +52,3 @@ def test_nothing_comes_from_the_future():
 
 def test_good_sizes():
     assert [good_size(n) for n in (1, 7, 11, 31, 97, 1023, 16383)] == [1, 8, 12, 32, 100, 1024, 16384]
-
-
-@pytest.mark.parametrize(
-    ("x", "h", "skip", "message"),
-    [
-        ((2, 10, 6), (4, 3), None, "do not divide"),
-        ((2, 0, 6), (3, 3), None, "L >= 1"),
-        ((2, 10, 6), (3,), None, r"h must be \(G, K\)"),
-        ((2, 10, 6), (3, 3), (5,), "skip must be"),
-    ],
-)
-def test_wrong_shapes_say_what_is_wrong(x, h, skip, message):
-    with pytest.raises(ValueError, match=message):
-        fft_conv(torch.randn(x), torch.randn(h), None if skip is None else torch.randn(skip))
