@@ -15,9 +15,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from evo2cli.cli import evaluate
 from evo2cli.cli.bench import bench
+from evo2cli.cli.command import command
 from evo2cli.cli.embed import embed
+from evo2cli.cli.evaluate import app as evaluate
 from evo2cli.cli.generate import generate
 from evo2cli.cli.info import info
 from evo2cli.cli.lab import app as lab
@@ -27,6 +28,7 @@ from evo2cli.cli.score import score
 from evo2cli.cli.score_variants import score_variants
 from evo2cli.cli.train import train
 from evo2cli.console import log, set_level
+from evo2cli.distributed import Sharing
 from evo2cli.errors import UsageError, UserError
 from evo2cli.version import __version__
 
@@ -50,15 +52,24 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("score-variants", epilog="Example: evo2 score-variants in.vcf.gz -f ref.fa -o out.vcf.gz")(score_variants)
-app.command("generate", epilog="Example: evo2 generate --prompt ACGT -n 500 --seed 1")(generate)
-app.command("embed", epilog="Example: evo2 embed genes.fa --layer -4 -o genes.npz")(embed)
-app.command("score", epilog="Example: evo2 score genomes.fa --per-position track.bedgraph")(score)
+command(
+    app,
+    "score-variants",
+    shares=Sharing.RECORDS | Sharing.SEQUENCES,
+    epilog="Example: evo2 score-variants in.vcf.gz -f ref.fa -o out.vcf.gz",
+)(score_variants)
+command(app, "generate", shares=Sharing.NOTHING, epilog="Example: evo2 generate --prompt ACGT -n 500 --seed 1")(
+    generate
+)
+command(app, "embed", shares=Sharing.SEQUENCES, epilog="Example: evo2 embed genes.fa --layer -4 -o genes.npz")(embed)
+command(app, "score", shares=Sharing.SEQUENCES, epilog="Example: evo2 score genomes.fa --per-position track.bedgraph")(
+    score
+)
 app.add_typer(model)
-app.command("train", short_help="Train a model on FASTA files.")(train)
-app.command("info")(info)
-app.command("bench", epilog="Example: evo2 bench 50m --threads 2")(bench)
-app.add_typer(evaluate.app, name="evaluate")
+command(app, "train", shares=Sharing.RECORDS | Sharing.SEQUENCES, short_help="Train a model on FASTA files.")(train)
+command(app, "info", shares=Sharing.NOTHING)(info)
+command(app, "bench", shares=Sharing.NOTHING, epilog="Example: evo2 bench 50m --threads 2")(bench)
+app.add_typer(evaluate)
 app.add_typer(lab)
 
 

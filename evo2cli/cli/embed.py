@@ -108,7 +108,7 @@ def embed(
 
     import torch
 
-    from evo2cli.distributed import Split, together, written_once
+    from evo2cli.distributed import Split, World, connected, require_file, written_once
     from evo2cli.errors import UsageError
     from evo2cli.inference.embedding import embed as pieces_of
     from evo2cli.inference.embedding import find_layers
@@ -121,17 +121,19 @@ def embed(
     check_name(output)
     if threads:
         torch.set_num_threads(threads)
-    how = Split(cp_layout, cp_fir, cp_li, cp_attention)
-    with together(cp, sequences, how) as processes, written_once(processes, output) as file:
+    world = World.here(cp)
+    require_file(world, sequences)
+    place = world.device(device)
+    with connected(world, place), written_once(world, output) as file:
         net = open_model(
             model,
             config=model_config,
-            device=processes.device(device),
+            device=place,
             dtype=dtype.value,
             fp8=fp8.value,
             quantize=quantize,
         )
-        net = processes.split(net)
+        net = Split(cp_layout, cp_fir, cp_li, cp_attention).over(world, net)
         layers = list({found.name: found for found in find_layers(net, layer)}.values())
         window = net.config.context if window is None else window
         overlap = window // 4 if overlap is None else overlap

@@ -6,12 +6,18 @@ from typing import Annotated
 
 import typer
 
+from evo2cli.cli.command import command
 from evo2cli.cli.options import Debug, Device, Dtype, Model, ModelConfig, Precision, Quiet, Threads
+from evo2cli.distributed import Sharing
 
-app = typer.Typer(help="Measure a model: bits per base on held-out sequences, recall over long distances.")
+app = typer.Typer(
+    name="evaluate", help="Measure a model: bits per base on held-out sequences, recall over long distances."
+)
 
 
-@app.command("bits", epilog="Example: evo2 evaluate bits heldout.fna.gz --model runs/mine/best")
+@command(
+    app, "bits", shares=Sharing.NOTHING, epilog="Example: evo2 evaluate bits heldout.fna.gz --model runs/mine/best"
+)
 def bits(
     sequences: Annotated[list[str], typer.Argument(metavar="FASTA...", help="Files, folders or quoted globs.")],
     window: Annotated[
@@ -50,7 +56,12 @@ def bits(
     sys.stdout.flush()
 
 
-@app.command("needle", epilog="Example: evo2 evaluate needle --model runs/long/last --distance 1024 --distance 8192")
+@command(
+    app,
+    "needle",
+    shares=Sharing.NOTHING,
+    epilog="Example: evo2 evaluate needle --model runs/long/last --distance 1024 --distance 8192",
+)
 def needle(
     distance: Annotated[
         list[int] | None,

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from evo2cli.cli.command import command
 from evo2cli.cli.options import Debug, Device, Quiet, Threads
 from evo2cli.console import log
+from evo2cli.distributed import Sharing
 
 Option = typer.Option
 Layouts = Annotated[
@@ -24,7 +26,7 @@ Seed = Annotated[int, Option(help="Of the initial weights and of the data drawn.
 app = typer.Typer(name="lab", help="Compare layouts under identical conditions.", rich_markup_mode=None)
 
 
-@app.command("genomes")
+@command(app, "genomes", shares=Sharing.NOTHING)
 def genomes(
     layouts: Layouts,
     fasta: Annotated[list[str], Option(help="Training FASTA: paths or quoted globs; repeatable.")],
@@ -107,7 +109,7 @@ def genomes(
     print(text, end="")
 
 
-@app.command("tasks")
+@command(app, "tasks", shares=Sharing.NOTHING)
 def tasks(
     layouts: Layouts,
     parameters: Annotated[int, Option(min=1, help="Parameters of every model.")] = 120_000,

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evo2cli.cli.command import command
 from evo2cli.cli.options import Debug, ModelConfig, Quiet, Verbose
 from evo2cli.console import log, progress_bar
+from evo2cli.distributed import Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +34,7 @@ class Format(StrEnum):
     savanna = "savanna"
 
 
-@app.command("list")
+@command(app, "list", shares=Sharing.NOTHING)
 def list_models(quiet: Quiet = False, debug: Debug = False) -> None:
     """List the models that --model knows by name, and where each is."""
     from evo2cli.measure.memory import skeleton
@@ -55,7 +57,7 @@ def _row(name: str, config: Any, model: Any, place: str) -> str:
     return f"{name}\t{n:,}\t{config.n_layers}\t{config.context:,}\t{place}"
 
 
-@app.command("pull", epilog="Example: evo2 model pull evo2_7b")
+@command(app, "pull", shares=Sharing.NOTHING, epilog="Example: evo2 model pull evo2_7b")
 def pull_model(
     name: Annotated[str, typer.Argument(metavar="NAME", help="evo2_7b, evo2_1b_base, ...: see evo2 model list.")],
     quiet: Quiet = False,
@@ -73,7 +75,7 @@ def pull_model(
     print(hub.pull(name))
 
 
-@app.command("info", epilog="Example: evo2 model info evo2_7b.pt")
+@command(app, "info", shares=Sharing.NOTHING, epilog="Example: evo2 model info evo2_7b.pt")
 def model_info(
     name: Name,
     model_config: ModelConfig = None,
@@ -175,7 +177,7 @@ def _gb(n: int) -> str:
     return f"{n / 1e9:.3g} GB" if n >= 1e8 else f"{n / 1e6:.3g} MB"
 
 
-@app.command("verify", epilog="Example: evo2 model verify evo2_7b")
+@command(app, "verify", shares=Sharing.NOTHING, epilog="Example: evo2 model verify evo2_7b")
 def verify_model(name: Name, model_config: ModelConfig = None, quiet: Quiet = False, debug: Debug = False) -> None:
     """Compare a checkpoint with its checksums: those in a native directory, the hub's, or NAME.pt.sha256 beside it.
 
@@ -189,7 +191,7 @@ def verify_model(name: Name, model_config: ModelConfig = None, quiet: Quiet = Fa
         print(verify(checkpoint, advance))
 
 
-@app.command("convert", epilog="Example: evo2 model convert evo2_7b.pt evo2_7b --to native")
+@command(app, "convert", shares=Sharing.NOTHING, epilog="Example: evo2 model convert evo2_7b.pt evo2_7b --to native")
 def convert_model(
     source: Name,
     target: Annotated[Path, typer.Argument(metavar="DST", help="A directory for native, else a .pt file.")],

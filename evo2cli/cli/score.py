@@ -69,7 +69,7 @@ def score(
     """
     import torch
 
-    from evo2cli.distributed import Split, together, written_once
+    from evo2cli.distributed import Split, World, connected, require_file, written_once
     from evo2cli.inference.profile import profile
     from evo2cli.io.outputs import open_output
     from evo2cli.io.sequences import read_fasta, remark_repeats
@@ -82,20 +82,23 @@ def score(
     if threads:
         torch.set_num_threads(threads)
     n = 0
-    with together(cp, sequences, Split(cp_layout, cp_fir, cp_li, cp_attention)) as processes:
+    world = World.here(cp)
+    require_file(world, sequences)
+    place = world.device(device)
+    with connected(world, place):
         whole = open_model(
             model,
             config=model_config,
-            device=processes.device(device),
+            device=place,
             dtype=dtype.value,
             fp8=fp8.value,
             quantize=quantize,
         )
         about = provenance(**source_of(whole), strand=strand.value)
-        net = processes.split(whole)
+        net = Split(cp_layout, cp_fir, cp_li, cp_attention).over(world, whole)
         with (
-            written_once(processes, output) as table,
-            written_once(processes, per_position) as bases,
+            written_once(world, output) as table,
+            written_once(world, per_position) as bases,
             open_output(table) as out,
             open_track(bases, about) as track,
             progress_bar("scoring", beside=output) as advance,

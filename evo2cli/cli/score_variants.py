@@ -1,6 +1,5 @@
 """`evo2 score-variants`: a VCF in, the same VCF with scores out."""
 
-import logging
 import os
 from contextlib import ExitStack
 from enum import StrEnum
@@ -29,7 +28,7 @@ from evo2cli.cli.options import (
     Threads,
     Verbose,
 )
-from evo2cli.console import log, progress_bar, set_level
+from evo2cli.console import log, progress_bar
 from evo2cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -183,7 +182,7 @@ def score_variants(
     import pysam
     import torch
 
-    from evo2cli.distributed import ALONE, Split, together, written_once
+    from evo2cli.distributed import Split, World, connected, require_file, sharing_records, written_once
     from evo2cli.io.fasta import open_reference
     from evo2cli.models.open import open_model
     from evo2cli.plotting.genes import read_genes
@@ -195,7 +194,7 @@ def score_variants(
     from evo2cli.variants.assembly import check_lengths, check_statuses
     from evo2cli.variants.run import Run, Scored
     from evo2cli.variants.scoring import Scorer, Settings, default_batch_tokens, default_window
-    from evo2cli.variants.sharding import Ranks, Shard
+    from evo2cli.variants.sharding import Shard
     from evo2cli.variants.sinks import open_sink
     from evo2cli.variants.source import VariantSource
     from evo2cli.variants.variant import Windows
@@ -205,35 +204,33 @@ def score_variants(
         torch.set_num_threads(threads)
     kind = output_type or _format_of(output)
     layout = annotation.LAYOUTS[kind]
-    ranks, part = Ranks.here() if cp == 1 else Ranks(0, 1, 0), Shard.parse(shard) if shard else Shard()
-    sharded = part.of * ranks.count > 1
-    _require_files(variants, output, resume=resume, sharded=sharded, ranks=ranks.count)
+    world, part = World.here(cp), Shard.parse(shard) if shard else Shard()
+    sharded = part.of * world.dp > 1
+    require_file(world, variants or "")
+    _require_files(variants, output, resume=resume, sharded=sharded, ranks=world.dp)
     if plot:
         require_kind(plot)
-    if plot and ranks.count > 1:
+    if plot and world.dp > 1:
         raise UsageError("--plot sees one process's variants; leave it out under torchrun")
     if genes and not plot:
         raise UsageError("--genes are drawn in a picture; name it with --plot")
-    if ranks.rank > 0:
-        set_level(logging.WARNING)
     if cp > 1 and resume:
         raise UsageError("--resume does not go with --cp; cut the input with --shard, so that little is lost")
     with ExitStack() as stack:
-        how = Split(cp_layout, cp_fir, cp_li, cp_attention)
-        processes = stack.enter_context(together(cp, variants or "", how)) if cp > 1 else ALONE
-        file = stack.enter_context(written_once(processes, output))
+        place = world.device(device)
+        stack.enter_context(sharing_records(world) if world.cp == 1 else connected(world, place))
+        file = stack.enter_context(written_once(world, output))
         source = stack.enter_context(VariantSource(variants, all_snvs, regions or [], regions_file or []))
-        sink = stack.enter_context(open_sink(file, kind, ranks, resume=resume))
+        sink = stack.enter_context(open_sink(file, kind, world, resume=resume))
         reference = open_reference(source.reference_path(fasta))
         reader = source.open(reference)
         check_lengths(reader, reference)
-        points = Points(classifier(reader.header)) if plot and processes.rank == 0 else None
+        points = Points(classifier(reader.header)) if plot and world.rank == 0 else None
         drawn = read_genes(genes, reference) if genes else []
-        place = processes.device(ranks.device(device))
         whole = open_model(
             model, config=model_config, device=place, dtype=dtype.value, fp8=fp8.value, quantize=quantize
         )
-        net = processes.split(whole)
+        net = Split(cp_layout, cp_fir, cp_li, cp_attention).over(world, whole)
         width = window or default_window(net)
         if width > net.config.context:
             log.warning(f"--window {width} is more than the {net.config.context} bases that the model was trained for")
@@ -244,7 +241,7 @@ def score_variants(
         first, end = 0, None
         if sharded:
             total = source.count(reference)
-            first, end = part.part(ranks.rank + 1, ranks.count).span(total, settings.group_size)
+            first, end = part.part(world.dp_rank + 1, world.dp).span(total, settings.group_size)
         records = islice(reader, first, end)
         run = Run(Scorer(net, settings), reference, layout, first)
         progress = sink.begin({**facts, **_circumstances(net, settings), "format": kind.value, "records": [first, end]})
@@ -252,7 +249,7 @@ def score_variants(
         for record in run.skip(records, progress, reader.name):
             if points:
                 points.add(record, list(islice(earlier, len(record.alts))))
-        if not progress and ranks.rank == 0 and (part.number == 1 or kind in (Format.b, Format.parquet)):
+        if not progress and world.dp_rank == 0 and (part.number == 1 or kind in (Format.b, Format.parquet)):
             sink.write(layout.header(reader, provenance(**facts)))
         with progress_bar("scoring", beside=output) as advance:
 
@@ -265,15 +262,15 @@ def score_variants(
                 advance(share, f"{tally.records:,} variants, {tally.records / tally.seconds:.3g}/s")
 
             run.score(records, sink, done)
-        ranks.wait()
-        if ranks.rank == 0:
+        world.wait()
+        if world.dp_rank == 0:
             tally = sink.gather(run.tally)
             sink.deliver(index=part.of == 1)
             if plot and points:
                 draw(plot, points, drawn, reference, provenance(**facts))
             check_statuses(tally.statuses, reference)
             log.info(tally.summary())
-        ranks.wait()
+        world.wait()
 
 
 def _require_files(variants: str | None, output: str, *, resume: bool, sharded: bool, ranks: int) -> None:

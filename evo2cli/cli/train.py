@@ -157,9 +157,8 @@ def train(
 
     import torch
 
-    from evo2cli.distributed import Split
+    from evo2cli.distributed import Split, World, connected
     from evo2cli.models.open import resolve_device
-    from evo2cli.training.parallel import started
 
     if threads:
         torch.set_num_threads(threads)
@@ -173,18 +172,17 @@ def train(
         _estimate(values)
         return
     folder = resume or out or Path("runs") / preset
-
-    def mend() -> str:
-        return f"go on from the last checkpoint with: evo2 train --resume {folder}"
-
-    how = Split(cp_layout, cp_fir, cp_li, cp_attention)
-    with started(resolve_device(device), cp, how, mend) as (ranks, place), progress_bar("training", "") as bar:
-        board = _board(folder / "tensorboard") if tensorboard and ranks.rank == 0 else None
+    world = World.here(cp)
+    place = resolve_device(world.device(device))
+    remedy = f"continue from the last checkpoint with: evo2 train --resume {folder}"
+    with connected(world, place, remedy=remedy), progress_bar("training", "") as bar:
+        board = _board(folder / "tensorboard") if tensorboard and world.rank == 0 else None
         options = {
             "device": place,
             "board": board,
             "note": log.info,
-            "ranks": ranks,
+            "world": world,
+            "split": Split(cp_layout, cp_fir, cp_li, cp_attention),
             "report": _reporter(bar, sys.stderr.isatty()),
         }
         run = _begin(values, given, options)
@@ -283,7 +281,7 @@ def _begin(values: dict[str, Any], given: set[str], options: dict[str, Any]) -> 
     from evo2cli.training.run import Run
     from evo2cli.training.settings import RUN, Settings
 
-    note = options["note"] if options["ranks"].rank == 0 else lambda line: None
+    note = options["note"] if options["world"].rank == 0 else lambda line: None
     if values["resume"] is not None:
         names = {f.name for f in dataclasses.fields(Settings)}
         run = Run.resume(values["resume"], {n: values[n] for n in given & names - {"config"}}, **options)
@@ -296,7 +294,7 @@ def _begin(values: dict[str, Any], given: set[str], options: dict[str, Any]) -> 
     n = sum(p.numel() for p in run.model.parameters())
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     of_them = "" if trained == n else f", {trained:,} of them trained"
-    where = f"{options['device']}" + (f" x {run.ranks.world}" if run.ranks.world > 1 else "")
+    where = f"{options['device']}" + (f" x {run.world.size}" if run.world.size > 1 else "")
     note(f"{n:,} parameters{of_them}, layout {run.model.config.layout}, on {where}")
     return run
 
@@ -343,7 +341,7 @@ def _write_exports(run: Run, model: Path | None, adapter: Path | None) -> None:
 
     if model is not None:
         bits = {name: round(b, 4) for name, b in run.validate(sys.maxsize).items()} if run.valid else {}
-        export(run.model, model, torch.bfloat16, run.notes() | {"bits_per_base": bits}, run.ranks)
+        export(run.model, model, torch.bfloat16, run.notes() | {"bits_per_base": bits}, run.world)
         run.note(f"wrote {model}")
     if adapter is not None:
         assert run.settings.lora is not None

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+from evo2cli.distributed import World
 from evo2cli.errors import UserError
-from evo2cli.training.parallel import Ranks
 from stripedhyena2 import CheckpointError, Config
 from stripedhyena2.checkpoints import native
 from stripedhyena2.layers.lora import merged_tensors
@@ -40,10 +40,10 @@ Optimizers = list[torch.optim.Optimizer]
 class Checkpoints:
     """Writes and reads the checkpoints of a run's folder. All ranks call its methods, in the same order."""
 
-    def __init__(self, folder: Path, ranks: Ranks):
-        self.folder, self.ranks = folder, ranks
+    def __init__(self, folder: Path, world: World):
+        self.folder, self.world = folder, world
         # of its own, so that what the writing threads say to each other never mixes with training
-        self._group = dist.new_group(backend="gloo") if ranks.mesh is not None else None
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
         self._saved = latest_step(folder)
@@ -98,7 +98,7 @@ class Checkpoints:
         staging = self.folder / f".{STEPS}-{step}.partial"
         try:
             dcp.save(state, checkpoint_id=str(staging), process_group=self._group)
-            if self.ranks.rank == 0:
+            if self.world.rank == 0:
                 path = self.folder / STEPS / str(step)
 
                 def with_training(folder: Path) -> None:
@@ -109,7 +109,7 @@ class Checkpoints:
                     _link(self.folder / link, path)
                 self._remove_unlinked()
         finally:
-            if self.ranks.rank == 0:
+            if self.world.rank == 0:
                 shutil.rmtree(staging, ignore_errors=True)
 
     def _remove_unlinked(self) -> None:

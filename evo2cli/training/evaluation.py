@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evo2cli.distributed import ALONE, World
 from evo2cli.io.tokens import PAD
 from evo2cli.training import targets as stored_bytes
 from evo2cli.training.data import Batch
-from evo2cli.training.parallel import ALONE, Ranks
+from evo2cli.training.parallel import shard
+from stripedhyena2.parallel import ContextParallel
 
 
 def next_base_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -27,7 +29,9 @@ def next_base_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = Non
 
 
 @torch.no_grad()
-def bits_per_base(model: nn.Module, tiles: np.ndarray, batch_size: int, ranks: Ranks = ALONE) -> float:
+def bits_per_base(
+    model: nn.Module, tiles: np.ndarray, batch_size: int, world: World = ALONE, context: ContextParallel | None = None
+) -> float:
     """Mean -log2 p of the bases of tiles (n, L + 1), each predicted from the bases before it in its own tile.
 
     Soft-masked bases count in full. Ranks share the tiles and all return the same number.
@@ -36,16 +40,15 @@ def bits_per_base(model: nn.Module, tiles: np.ndarray, batch_size: int, ranks: R
     nats, bases = 0.0, 0.0
     was_training = model.training
     model.eval()
-    place, n_ranks = ranks.dp
-    for first in range(0, len(tiles), batch_size * n_ranks):
-        start = first + batch_size * place
+    for first in range(0, len(tiles), batch_size * world.dp):
+        start = first + batch_size * world.dp_rank
         # a rank whose share is empty runs a row of nothing: split models need every rank in every forward pass
         mine = tiles[start : start + batch_size] if start < len(tiles) else np.full_like(tiles[:1], PAD)
-        inputs, targets, weights = ranks.share(Batch.of(mine).to(device))
+        inputs, targets, weights = shard(Batch.of(mine).to(device), context)
         total, count = next_base_loss(model(inputs), targets, (weights > 0).float())
         nats, bases = nats + float(total.double()), bases + float(count)
     model.train(was_training)
-    nats, bases = ranks.sum(nats, bases)
+    nats, bases = world.sum(nats, bases)
     return nats / max(bases, 1) / math.log(2)
 
 

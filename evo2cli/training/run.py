@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from evo2cli.distributed import ALONE, Split, World
 from evo2cli.errors import UserError
 from evo2cli.io.atomic import replacing
 from evo2cli.models.open import open_model
@@ -31,11 +32,10 @@ from evo2cli.training.data import Batch, Corpus, find_files
 from evo2cli.training.evaluation import bits_per_base, next_base_loss, spread
 from evo2cli.training.optimization import Schedule, optimizers
 from evo2cli.training.parallel import (
-    ALONE,
-    Ranks,
     distribute,
     gradients_stay_local,
     require_even_split,
+    shard,
     split_sequences,
 )
 from evo2cli.training.settings import Settings
@@ -85,14 +85,15 @@ class Run:
         device: torch.device,
         report: Callable[[Progress], None],
         note: Callable[[str], None],
-        ranks: Ranks = ALONE,
+        world: World = ALONE,
+        split: Split = Split(),
         board: SummaryWriter | None = None,
     ):
-        self.folder, self.settings, self.device, self.ranks = folder, settings, device, ranks
+        self.folder, self.settings, self.device, self.world = folder, settings, device, world
         self.board = board
-        self.report: Callable[[Progress], None] = report if ranks.rank == 0 else _nothing
-        self.note: Callable[[str], None] = note if ranks.rank == 0 else _nothing
-        require_even_split(settings.batch_size, settings.accumulate, ranks)
+        self.report: Callable[[Progress], None] = report if world.rank == 0 else _nothing
+        self.note: Callable[[str], None] = note if world.rank == 0 else _nothing
+        require_even_split(settings.batch_size, settings.accumulate, world)
         self.precision = resolve_precision(settings.precision, device)
         self.data, self.valid = self._read_data()
         self.schedule = Schedule(
@@ -110,14 +111,14 @@ class Run:
             multiply_in_bfloat16(self.model, device)
         if settings.recompute:
             recompute_blocks(self.model)
-        self.ranks = ranks = split_sequences(self.model, ranks)
-        self.forward = distribute(self.model, ranks, settings.parallel, reshard=settings.reshard)
+        self.context = split_sequences(self.model, world, split)
+        self.forward = distribute(self.model, world, settings.parallel, reshard=settings.reshard)
         self.optimizers = optimizers(
             self.model, settings.optimizer, weight_decay=settings.weight_decay, fused=settings.parallel != "fsdp"
         )
         if settings.keep_optimizer:
             load_training(Path(str(settings.init_from)) / TRAINING, self.model, self.optimizers)
-        self.checkpoints = Checkpoints(folder, ranks)
+        self.checkpoints = Checkpoints(folder, world)
 
     def _read_data(self) -> tuple[Corpus, dict[str, Any]]:
         """The training corpus, and the tiles of what is held out, by name."""
@@ -175,12 +176,12 @@ class Run:
     def train(self, stop_at: int | None = None) -> bool:
         """Run to the last step; False when a signal or `stop_at` ended it early. Either way it is saved."""
         s = self.settings
-        if self.ranks.rank == 0:
+        if self.world.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             s.write(self.folder)
         end = min(s.steps, stop_at or s.steps)
         flops = training_flops(self.model.config, s.seq_len)
-        peak = peak_flops(self.device, self.precision) * self.ranks.world
+        peak = peak_flops(self.device, self.precision) * self.world.size
         with _signals() as signals:
             mark, marked, stopped = time.monotonic(), self.step, False
             while self.step < end and not stopped:
@@ -204,10 +205,10 @@ class Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.rate(self.step)
-        share = self.ranks.share(self.batch(self.step))
-        weight, stops = self.ranks.sum(float(share[2].sum(dtype=torch.float64)), float(stop))
+        share = shard(self.batch(self.step), self.context)
+        weight, stops = self.world.sum(float(share[2].sum(dtype=torch.float64)), float(stop))
         nats = self._backward([t.to(self.device, non_blocking=True) for t in share], max(weight, 1e-9))
-        bits = self.ranks.sum(nats)[0] / max(weight, 1e-9) / math.log(2)
+        bits = self.world.sum(nats)[0] / max(weight, 1e-9) / math.log(2)
         grad_norm = self._clip()
         self._stop_on_trouble(bits, grad_norm)
         for optimizer in self.optimizers:
@@ -220,7 +221,7 @@ class Run:
     def batch(self, step: int) -> Batch:
         """This rank's windows of a step."""
         s = self.settings
-        return self.data.sample(s.seed, step, self.ranks.rows(s.batch_size), s.batch_size, s.seq_len)
+        return self.data.sample(s.seed, step, self.world.rows(s.batch_size), s.batch_size, s.seq_len)
 
     def _backward(self, share: list[torch.Tensor], weight: float) -> float:
         """Gradients of the loss, a mean over the `weight` of all ranks' shares; this rank's sum of nats."""
@@ -230,7 +231,7 @@ class Run:
             with gradients_stay_local(self.forward, i < n - 1):
                 total, _ = next_base_loss(self.forward(inputs), targets, weights)
                 # ranks average their gradients, and what is wanted is their sum
-                (total * (self.ranks.world / weight)).backward()
+                (total * (self.world.size / weight)).backward()
             nats += float(total.detach())
         return nats
 
@@ -255,7 +256,7 @@ class Run:
         windows = [str(w) for w in self.data.windows(s.seed, self.step, s.batch_size, s.seq_len)]
         self.save()
         self.checkpoints.wait()
-        if self.ranks.rank == 0:
+        if self.world.rank == 0:
             trouble = {"step": self.step, "what": what, "windows": windows}
             with replacing(self.folder / TROUBLE) as temporary:
                 temporary.write_text(json.dumps(trouble, indent=1) + "\n")
@@ -285,8 +286,11 @@ class Run:
 
     def validate(self, windows: int) -> dict[str, float]:
         """Bits per base on each held-out file (at most `windows` windows each)."""
-        size = max(self.settings.batch_size // (self.settings.accumulate * self.ranks.dp[1]), 1)
-        bits = {n: bits_per_base(self.model, spread(t, windows), size, self.ranks) for n, t in self.valid.items()}
+        size = max(self.settings.batch_size // (self.settings.accumulate * self.world.dp), 1)
+        bits = {
+            name: bits_per_base(self.model, spread(tiles, windows), size, self.world, self.context)
+            for name, tiles in self.valid.items()
+        }
         self.log({"step": self.step, "valid": bits})
         self.note(f"step {self.step}: held out " + ", ".join(f"{n} {b:.4f}" for n, b in bits.items()) + " bits/base")
         return bits
@@ -301,7 +305,7 @@ class Run:
         return True
 
     def log(self, line: dict[str, Any]) -> None:
-        if self.ranks.rank == 0:
+        if self.world.rank == 0:
             with (self.folder / LOG).open("a") as f:
                 f.write(json.dumps(line) + "\n")
         if self.board is not None:
@@ -362,11 +366,11 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def export(model: nn.Module, path: Path, dtype: torch.dtype, notes: dict[str, Any], ranks: Ranks = ALONE) -> None:
+def export(model: nn.Module, path: Path, dtype: torch.dtype, notes: dict[str, Any], world: World = ALONE) -> None:
     """Write a model's running form with dense weights in `dtype` (filters and poles stay float32)."""
     config: Any = model.config
     tensors = {name: t.to(parameter_dtype(name, dtype)) for name, t in running_copy(model).items()}
-    if ranks.rank == 0:
+    if world.rank == 0:
         native.save(path, config, tensors, notes=notes)
 
 

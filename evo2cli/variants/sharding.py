@@ -1,6 +1,5 @@
 """Parts of a stream of records that processes score apart from each other."""
 
-import os
 from dataclasses import dataclass
 
 from evo2cli.errors import UsageError
@@ -33,36 +32,3 @@ class Shard:
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that torchrun started; one alone where it did not."""
-
-    rank: int
-    count: int
-    local: int
-
-    @classmethod
-    def here(cls) -> "Ranks":
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
-            return cls(0, 1, 0)
-        return cls(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
-
-    def device(self, asked: str) -> str:
-        """Each process of a machine has a GPU of its own, unless another device is asked for by name."""
-        import torch
-
-        own = self.count > 1 and asked in ("auto", "cuda") and torch.cuda.is_available()
-        return f"cuda:{self.local}" if own else asked
-
-    def wait(self) -> None:
-        """Go on when all have come here; torchrun ends all where one fails."""
-        import datetime
-
-        import torch.distributed as dist
-
-        if self.count > 1:
-            if not dist.is_initialized():
-                dist.init_process_group("gloo", timeout=datetime.timedelta(days=365))
-            dist.barrier()

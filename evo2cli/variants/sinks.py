@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from evo2cli.distributed import World
 from evo2cli.io.atomic import is_stream, replacing
 from evo2cli.io.bcf import write_bcf
 from evo2cli.io.drafts import Draft
@@ -15,7 +16,6 @@ from evo2cli.io.outputs import copy_vcf, leave_without_index, open_output
 from evo2cli.io.parquet import write_parquet
 from evo2cli.variants.formats import Layout
 from evo2cli.variants.run import Tally
-from evo2cli.variants.sharding import Ranks
 
 
 class Sink(Protocol):
@@ -42,12 +42,12 @@ class Sink(Protocol):
 
 
 @contextmanager
-def open_sink(path: str, kind: str, ranks: Ranks, *, resume: bool) -> Iterator[Sink]:
+def open_sink(path: str, kind: str, world: World, *, resume: bool) -> Iterator[Sink]:
     """A sink for the output `path` ("-": standard output) in the format `kind`, by its letter or name."""
     if path != "-" and not is_stream(path):
         target = Path(os.path.realpath(path))
-        parts = [target.with_name(f"{target.name}.{n}of{ranks.count}") for n in range(1, ranks.count + 1)]
-        with Draft(target if ranks.count == 1 else parts[ranks.rank], resume=resume) as draft:
+        parts = [target.with_name(f"{target.name}.{n}of{world.dp}") for n in range(1, world.dp + 1)]
+        with Draft(target if world.dp == 1 else parts[world.dp_rank], resume=resume) as draft:
             yield _File(draft, path, kind, parts[1:])
     elif kind in ("b", "parquet"):
         with (

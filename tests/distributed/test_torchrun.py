@@ -4,15 +4,17 @@ import io
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
 
 import pandas as pd
 import pytest
+import torch
+import typer
 from test_whole_sequences import sequence
 
-from evo2cli.cli.app import main
-from evo2cli.distributed import Split, together
-from evo2cli.errors import UsageError
+from evo2cli import distributed
+from evo2cli.cli.app import app, main
+from evo2cli.distributed import ALONE, Split, World
+from evo2cli.errors import UsageError, UserError
 from stripedhyena2 import preset
 
 
@@ -87,29 +89,122 @@ def test_an_unknown_strategy_is_said_with_those_there_are():
         Split(fir="a2b").context(None, preset("prok-mini"))
 
 
+@pytest.fixture
+def launched(monkeypatch):
+    """Let torchrun seem to have started this process as the last of `size`."""
+
+    def launch(size):
+        for name, value in {"RANK": size - 1, "WORLD_SIZE": size, "LOCAL_RANK": size - 1}.items():
+            monkeypatch.setenv(name, str(value))
+
+    return launch
+
+
+def test_a_world_is_read_from_what_torchrun_sets_and_from_nothing_less(launched, monkeypatch):
+    assert World.here() == ALONE
+    monkeypatch.setenv("WORLD_SIZE", "4")  # as job systems do, too
+    assert World.here() == ALONE
+    launched(8)
+    assert World.here() == World(rank=7, size=8, local_rank=7, dp=8, cp=1)
+    assert World.here(cp=2) == World(rank=7, size=8, local_rank=7, dp=4, cp=2)
+    assert World.here(cp=2).dp_rank == 3
+
+
+@pytest.mark.parametrize("cp", [1, 2, 3, 6])
+@pytest.mark.parametrize("batch_size", [6, 7, 12])
+def test_groups_of_ranks_take_all_rows_of_a_batch_once(cp, batch_size):
+    ranks = [World(rank, 6, rank, 6 // cp, cp) for rank in range(6)]
+    assert [row for rank in ranks[::cp] for row in rank.rows(batch_size)] == list(range(batch_size))
+    assert all(rank.rows(batch_size) == ranks[rank.dp_rank * cp].rows(batch_size) for rank in ranks)
+
+
 @pytest.mark.parametrize(
-    ("cp", "world", "reads", "message"),
+    ("asked", "gpus", "size", "device"),
     [
-        (4, None, "s.fa", "--cp 4 needs as many processes, and there are 1; start it as: torchrun --nproc-per-node 4"),
-        (2, "4", "s.fa", "there are 4; give --cp 4"),
-        (2, "2", "-", "cannot be standard input; give a file"),
+        ("auto", True, 4, "cuda:3"),
+        ("cuda", True, 4, "cuda:3"),
+        ("cuda:1", True, 4, "cuda:1"),
+        ("cpu", True, 4, "cpu"),
+        ("auto", False, 4, "auto"),
+        ("auto", True, 1, "auto"),
     ],
 )
-def test_wrong_use_is_said_before_anything_runs(monkeypatch, cp, world, reads, message):
-    if world:
-        monkeypatch.setenv("WORLD_SIZE", world)
-    with pytest.raises(UsageError, match=message), ExitStack() as stack:
-        stack.enter_context(together(cp, reads, Split()))
+def test_each_process_of_a_machine_has_its_own_gpu_unless_one_is_asked_for(monkeypatch, asked, gpus, size, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    assert World(size - 1, size, size - 1, size, 1).device(asked) == device
+
+
+COMMANDS = sorted(
+    [name, sub] if sub else [name]
+    for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    for sub in getattr(command, "commands", [""])
+)
+SHARED = {"score-variants": "records", "train": "records", "score": "sequences", "embed": "sequences"}
+ARGUMENTS = {
+    "score-variants": ["x.vcf", "-o", "y.vcf"],
+    "score": ["x.fa"],
+    "embed": ["x.fa", "--layer", "0", "-o", "x.npz"],
+    "train": ["--fasta", "x.fa"],
+    "model pull": ["evo2_7b"],
+    "model info": ["prok-mini"],
+    "model verify": ["prok-mini"],
+    "model convert": ["prok-mini", "x", "--to", "native"],
+    "evaluate bits": ["x.fa"],
+    "lab genomes": ["SDH*", "--fasta", "x.fa", "--valid", "y.fa"],
+    "lab tasks": ["SDH*"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_shares_its_work_under_torchrun_or_refuses(launched, monkeypatch, capfd, tmp_path, command):
+    """One that neither shares nor refuses would do the same work, and write the same file, in every process."""
+    launched(4)
+    monkeypatch.chdir(tmp_path)
+    name = " ".join(command)
+    connected = []
+
+    def connect(world, *_, **__):
+        connected.append(world)
+        raise UserError("connected")
+
+    monkeypatch.setattr(distributed, "connected", connect)
+    code, said = main([*command, *ARGUMENTS.get(name, [])]), capfd.readouterr().err
+    if SHARED.get(name) == "records":
+        assert connected == [World(3, 4, 3, 4, 1)]
+        return
+    remedy = "use --cp 4" if SHARED.get(name) == "sequences" else "and torchrun started 4; leave out torchrun"
+    assert (code, connected) == (2, [])
+    assert said.startswith(f"evo2: error: evo2 {name} ")
+    assert remedy in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size", "message"),
+    [
+        (["score", "s.fa", "--cp", "4"], 1, "--cp 4 needs 4 processes, or a multiple, and there is one process"),
+        (["score", "s.fa", "--cp", "4"], 1, "start it as: torchrun --nproc-per-node 4 -m evo2cli"),
+        (["score", "s.fa", "--cp", "2"], 4, "use --cp 4"),
+        (["embed", "s.fa", "--layer", "0", "-o", "s.npz", "--cp", "3"], 4, "and there are 4 processes"),
+        (["score", "-", "--cp", "2"], 2, "cannot be standard input; give a file"),
+        (["score-variants", "-", "-o", "x.vcf", "--cp", "2"], 2, "cannot be standard input; give a file"),
+    ],
+)
+def test_wrong_use_is_said_before_anything_runs(launched, capfd, arguments, size, message):
+    launched(size)
+    assert main(arguments) == 2
+    assert message in capfd.readouterr().err
 
 
 DYING = """
 import datetime, os, signal, sys
 import torch, torch.distributed as dist
-from evo2cli import distributed as processes
+from evo2cli import distributed
 from evo2cli.cli.app import _report
-processes.GRACE = datetime.timedelta(seconds=3)
+distributed.GRACE = datetime.timedelta(seconds=3)
 try:
-    with processes.joined(lambda: "start again", timeout=datetime.timedelta(seconds=60)) as here:
+    here = distributed.World.here()
+    with distributed.connected(here, timeout=datetime.timedelta(seconds=60), remedy="start again"):
         dist.barrier()
         if here.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)

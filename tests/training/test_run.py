@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from evo2cli.cli.app import main
+from evo2cli.distributed import World
 from evo2cli.errors import UsageError, UserError
 from evo2cli.training import checkpoints
 from evo2cli.training import run as training
 from evo2cli.training.evaluation import bits_per_base
-from evo2cli.training.parallel import Ranks
+from evo2cli.training.parallel import shard
 from evo2cli.training.run import SPIKE_WINDOW, Run
 from hyena_kernels import dispatch
 from stripedhyena2 import Config, load_model
@@ -42,7 +43,7 @@ def same_weights(a, b):
 def test_gradients_equal_those_of_the_reference_operators(settings, start, monkeypatch):
     run = start("run", settings())
     run.model.double()
-    share = list(run.ranks.share(run.batch(0)))
+    share = list(shard(run.batch(0), run.context))
     gradients = []
     for backend in ("cpu", "reference"):
         monkeypatch.setattr(dispatch, "forced", backend)
@@ -166,12 +167,15 @@ def test_gradients_are_clipped_to_their_euclidean_norm(settings, start):
 
 
 def test_utilization_is_a_share_of_the_peak_of_all_ranks(settings, tmp_path, monkeypatch):
-    class Four(Ranks):
-        world = 4
+    class Four(World):
+        def sum(self, *values):
+            return list(values)
 
     monkeypatch.setattr(training, "peak_flops", lambda device, precision: 1e12)
     reported = []
-    Run(tmp_path / "run", settings(steps=2), torch.device("cpu"), reported.append, print, Four()).train()
+    run = Run(tmp_path / "run", settings(steps=2), torch.device("cpu"), reported.append, print)
+    run.world = Four(size=4)
+    run.train()
     cost = training_flops(Config.from_dict(settings().config), 64)
     for p in reported:
         assert p.utilization == pytest.approx(p.tokens_per_second * cost / 4e12)
