@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evo2cli.distributed import World
 from evo2cli.errors import UsageError
 from evo2cli.variants.run import Tally
-from evo2cli.variants.sharding import Ranks, Shard
+from evo2cli.variants.sharding import Shard
 from evo2cli.variants.sinks import open_sink
 from evo2cli.variants.variant import Status
 
@@ -43,7 +44,9 @@ def test_the_first_process_gathers_text_and_tallies_of_all(tmp_path):
         Tally(1, Counter({Status.NO_CONTIG: 1}), 1, 2, 6.5),
     ]
     with ExitStack() as stack:
-        sinks = [stack.enter_context(open_sink(out, "tsv", Ranks(rank, 3, rank), resume=False)) for rank in range(3)]
+        sinks = [
+            stack.enter_context(open_sink(out, "tsv", World(rank, 3, rank, dp=3), resume=False)) for rank in range(3)
+        ]
         for rank, (sink, tally) in enumerate(zip(sinks, tallies, strict=True)):
             sink.begin({})
             sink.write(f"rank {rank}\n".encode())
@@ -53,12 +56,3 @@ def test_the_first_process_gathers_text_and_tallies_of_all(tmp_path):
     # processes run beside each other: the slowest one's seconds are those of all
     assert whole == Tally(6, Counter({Status.OK: 4, Status.NO_CONTIG: 2}), 111, 167, 9.0)
     assert (tmp_path / "out.tsv").read_text() == "rank 0\nrank 1\nrank 2\n"
-
-
-def test_processes_are_those_that_torchrun_counts(monkeypatch):
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(name, value)
-    assert Ranks.here() == Ranks(0, 1, 0)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    assert Ranks.here() == Ranks(rank=5, count=8, local=1)
