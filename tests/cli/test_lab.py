@@ -169,6 +169,7 @@ def test_costs_are_medians_of_rounds_in_which_models_take_turns(monkeypatch):
     monkeypatch.setattr(costs, "training_bytes", lambda learner: 5_000_000 * (1 + learners.index(learner)))
     assert costs.measure(learners, 8) == [Costs(12, 5, 1, 0.001), Costs(6, 10, 0.5, 0.002)]
     assert order == [0, 1] * costs.ROUNDS
+    assert [learner.step for learner in learners] == [1, 1]  # a step beforehand, which is not timed
     assert set(prompts) == {(1, 8)}
 
 
