@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import fnmatch
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,14 +42,53 @@ def replacing(path: Path, nbytes: int) -> Iterator[Path]:
         _remove(staging)
 
 
+def require_own(path: Path, marker: str, *patterns: str) -> None:
+    """CheckpointError if a directory written to `path` would replace anything but another of its kind.
+
+    Such a directory has the file `marker`, and beside it nothing but what the patterns match. An empty one may go.
+    """
+    names = [p.name for p in path.iterdir()] if path.is_dir() else None
+    if names == [] or not path.exists():
+        return
+    foreign = [n for n in names or () if not any(fnmatch.fnmatchcase(n, own) for own in (marker, *patterns))]
+    if names is None or marker not in names or foreign:
+        what = f"holds {foreign[0]}" if foreign else "is something else"
+        raise CheckpointError(f"{path} exists and {what}, so that it is not replaced; choose another place")
+
+
 def replace(staging: Path, path: Path) -> None:
-    """Rename a finished file or directory into place, over an older one."""
-    old = _beside(path, "old")
-    if path.is_dir():
-        path.rename(old)
-    staging.replace(path)
+    """Rename a finished file or directory into place, over an older one, which stays until the new one is there."""
+    if staging.is_dir() and path.is_dir() and not path.is_symlink():
+        _replace_directory(staging, path)
+    else:
+        staging.replace(path)
     _sync_one(path.parent)
+
+
+def _replace_directory(staging: Path, path: Path) -> None:
+    if _exchange(staging, path):
+        _remove(staging)
+        return
+    old = _beside(path, "old")
+    path.rename(old)
+    try:
+        staging.replace(path)
+    except BaseException:
+        old.rename(path)
+        raise
     _remove(old)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two paths change places in one step; False where the system or the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "linux" and hasattr(libc, "renameat2"):
+        at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        return libc.renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
+    if sys.platform == "darwin":
+        swap = 2  # RENAME_SWAP
+        return libc.renamex_np(os.fsencode(a), os.fsencode(b), swap) == 0
+    return False
 
 
 def _beside(path: Path, kind: str) -> Path:

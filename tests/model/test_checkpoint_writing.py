@@ -2,13 +2,16 @@
 
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from stripedhyena2 import CheckpointError, Config, load_model, save_model
+from stripedhyena2 import CheckpointError, Config, atomic, load_model, save_model
 from stripedhyena2.checkpoints import open_checkpoint
 from stripedhyena2.checkpoints.convert import FORMATS, convert
 from stripedhyena2.initialization import new_model
@@ -45,6 +48,68 @@ def test_a_checkpoint_has_the_permissions_of_any_new_file(tmp_path):
     (tmp_path / "plain").touch()
     save_model(new_model(Config("S", 8, 1, 8, 1, 1), seed=0), tmp_path / "m")
     assert {file.stat().st_mode for file in (tmp_path / "m").iterdir()} == {(tmp_path / "plain").stat().st_mode}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from stripedhyena2 import Config, save_model
+from stripedhyena2.initialization import new_model
+wanted, calls = int(sys.argv[2]), 0
+def counted(function):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == wanted:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return call
+Path.rename, Path.replace = counted(Path.rename), counted(Path.replace)
+import shutil
+shutil.rmtree = counted(shutil.rmtree)
+save_model(new_model(Config("S", 8, 1, 8, 1, 1), seed=1), sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="paths change places in one step there only")
+def test_killed_while_it_replaces_an_older_checkpoint_one_of_them_is_there(tmp_path):
+    """SIGKILL before each renaming and removal in turn, until none is left."""
+    save_model(new_model(Config("S", 8, 1, 8, 1, 1), seed=0), tmp_path / "m")
+    for call in range(1, 9):
+        done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "m"), str(call)], check=False)
+        load_model(tmp_path / "m")
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+    assert done.returncode == 0
+
+
+def test_a_system_that_cannot_exchange_directories_replaces_them_all_the_same(tmp_path, monkeypatch):
+    config = Config("S", 8, 1, 8, 1, 1)
+    save_model(new_model(config, seed=0), tmp_path / "m")
+    monkeypatch.setattr(atomic, "_exchange", lambda a, b: False)
+    save_model(new_model(config, seed=1), tmp_path / "m")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    ours, new = load_model(tmp_path / "m"), new_model(config, seed=1)
+    assert torch.equal(ours.embedding.weight, new.embedding.weight)
+
+
+@pytest.mark.parametrize("name", ["thesis.docx", "subfolder", "other.safetensors"])
+def test_what_is_not_a_checkpoint_is_never_replaced(tmp_path, name):
+    config = Config("S", 8, 1, 8, 1, 1)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).write_text("precious")
+    with pytest.raises(CheckpointError, match="not replaced; choose another"):
+        save_model(new_model(config, seed=0), folder)
+    with pytest.raises(CheckpointError, match="not replaced; choose another"):
+        save_model(new_model(config, seed=0), folder / name)
+    assert (folder / name).read_text() == "precious"
+    if name != "other.safetensors":
+        save_model(new_model(config, seed=0), tmp_path / "m")
+        (folder / name).rename(tmp_path / "m" / name)  # beside a checkpoint
+        with pytest.raises(CheckpointError, match=f"holds {name}"):
+            save_model(new_model(config, seed=0), tmp_path / "m")
 
 
 def test_a_failure_leaves_the_older_checkpoint(tmp_path):

@@ -58,11 +58,11 @@ def test_saving_over_a_checkpoint_replaces_it(model, tmp_path):
 def test_a_failed_save_leaves_the_old_checkpoint(model, tmp_path):
     save_model(model, tmp_path / "m")
 
-    def full_disk(_folder):
+    def full_disk(_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        native.save(tmp_path / "m", model.config, {}, also=full_disk)
+        native.save(tmp_path / "m", model.config, {}, also={"more": full_disk})
     assert same(model, load_model(tmp_path / "m"))
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stripedhyena2.atomic import replacing
+from stripedhyena2.atomic import replacing, require_own
 from stripedhyena2.checkpoints.lazy import LazyTensor, in_memory
 from stripedhyena2.config import Config
 from stripedhyena2.errors import CheckpointError
@@ -43,14 +43,16 @@ def save(
     tensors: Mapping[str, Tensor],
     *,
     notes: dict[str, Any] | None = None,
-    also: Callable[[Path], None] | None = None,
+    also: Mapping[str, Callable[[Path], object]] | None = None,
 ) -> None:
     """Write config and tensors to a directory, under a temporary name first, synced, then renamed.
 
-    `notes` (training step, data, licence, ...) is kept in config.json as it is; `also(folder)` may write more files.
+    `notes` (training step, data, licence, ...) is kept in config.json as it is; `also` makes further entries of the
+    directory: by name, what is called with the path to make.
 
     Raises:
-        CheckpointError, OSError: the disk is full or the place cannot be written; an existing checkpoint is left whole.
+        CheckpointError, OSError: the disk is full, or the place cannot be written or holds what is not a checkpoint.
+            What stands there is left whole.
     """
     write(path, config, {name: in_memory(name, t) for name, t in tensors.items()}, notes=notes, also=also)
 
@@ -62,10 +64,11 @@ def write(
     *,
     notes: dict[str, Any] | None = None,
     fp8_scales: Mapping[str, list[float]] | None = None,
-    also: Callable[[Path], None] | None = None,
+    also: Mapping[str, Callable[[Path], object]] | None = None,
 ) -> None:
     """What `save` does, for tensors that may still be on disk: one shard at a time is in memory."""
-    path = Path(path)
+    path, also = Path(path), also or {}
+    require_own(path, CONFIG, INDEX, "*.safetensors", *also)
     with replacing(path, sum(t.nbytes for t in tensors.values())) as staging:
         staging.mkdir()
         about = {
@@ -80,8 +83,8 @@ def write(
         (staging / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
         for file in staging.glob("*.safetensors"):
             file.chmod((staging / CONFIG).stat().st_mode)  # safetensors lets only the owner read
-        if also is not None:
-            also(staging)
+        for name, make in also.items():
+            make(staging / name)
 
 
 def _write_weights(folder: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, str]:

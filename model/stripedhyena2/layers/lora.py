@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stripedhyena2.atomic import replacing
+from stripedhyena2.atomic import replacing, require_own
 from stripedhyena2.checkpoints import running_tensors
 from stripedhyena2.errors import CheckpointError, ConfigError
 from stripedhyena2.layers.linear import Linear
@@ -121,6 +121,7 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
 def save_adapter(model: nn.Module, path: str | Path, about: dict[str, Any]) -> None:
     """Write a folder with what is trained alone; `about` (rank, alpha, targets, also, base) is kept beside it."""
     tensors = {name: t.cpu().contiguous() for name, t in adapter_tensors(model).items()}
+    require_own(Path(path), ABOUT, ADAPTER)
     with replacing(Path(path), sum(t.nbytes for t in tensors.values())) as staging:
         staging.mkdir()
         save_file(tensors, staging / ADAPTER)
