@@ -12,8 +12,8 @@ import json
 
 import torch
 
-from evo2cli.inference.engine import prefill
 from evo2cli.inference.sampling import Sampler
+from evo2cli.inference.stream import prefill
 from evo2cli.models.open import open_model
 from stripedhyena2.layers.linear import packed
 

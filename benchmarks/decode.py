@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from evo2cli.inference.decoding import recorder
-from evo2cli.inference.engine import prefill
+from evo2cli.inference.stream import prefill
 from evo2cli.measure.speed import bandwidth, measure, random_model
 from evo2cli.measure.time import seconds
 from stripedhyena2.attention import causal_attention

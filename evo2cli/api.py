@@ -22,7 +22,7 @@ from evo2cli.inference.engine import generate as generate_samples
 from evo2cli.inference.likelihood import log_likelihoods
 from evo2cli.inference.profile import profile
 from evo2cli.inference.sampling import Sampler
-from evo2cli.inference.stream import chunk_length
+from evo2cli.inference.stream import chunk_length, stream
 from evo2cli.io.sequences import encode_tagged
 from evo2cli.io.tokens import EOD, PAD, reverse_complement
 from evo2cli.models.open import open_model
@@ -120,14 +120,13 @@ class Evo2:
             raise UserError("return_embeddings needs layer_names; give for example layer_names=['blocks.28.mlp.l3']")
         asked = list(layer_names or []) if return_embeddings else []
         layers = dict(zip(asked, find_layers(self.model, map(str, asked)), strict=True))
-        ids = input_ids.to(next(self.model.parameters()).device).long()
-        logits, embeddings, state = [], {name: [] for name in layers}, None  # type: ignore[var-annotated]
-        for piece in ids.split(chunk_length(self.model, len(ids)), dim=1):
-            with self.model.recording(layer.module for layer in layers.values()) as seen:
-                x, state = self.model.hidden(piece, state)
+        logits: list[Tensor] = []
+        embeddings: dict[str | int, list[Tensor]] = {name: [] for name in layers}
+        with self.model.recording(layer.module for layer in layers.values()) as seen:
+            for _, x, _ in stream(self.model, input_ids):
                 logits.append(self.model.logits(x))
-            for name, layer in layers.items():
-                embeddings[name].append(layer.of(seen))
+                for name, layer in layers.items():
+                    embeddings[name].append(layer.of(seen))
         joined = {name: torch.cat(pieces, dim=1) for name, pieces in embeddings.items()}
         return (torch.cat(logits, dim=1), None), joined if return_embeddings else None
 

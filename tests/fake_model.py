@@ -41,6 +41,13 @@ class FakeModel(nn.Module):
         return self.extend(ids, self.initial_state(len(ids)))[0]
 
     def extend(self, ids: Tensor, state: "FakeState") -> tuple[Tensor, "FakeState"]:
+        x, state = self.hidden(ids, state)
+        return self.logits(x), state
+
+    def logits(self, x: Tensor) -> Tensor:
+        return x @ self.unembedding
+
+    def hidden(self, ids: Tensor, state: "FakeState", n_blocks: int | None = None) -> tuple[Tensor, "FakeState"]:
         self.batches.append(tuple(ids.shape))
         x, memory = self.embedding[ids], state.memory
         steps = []
@@ -48,7 +55,7 @@ class FakeModel(nn.Module):
             memory = memory * self.decay + step
             steps.append(memory)
         read = (torch.stack(steps, dim=1) * 16).round() / 16
-        return read @ self.unembedding, FakeState(memory)
+        return read, FakeState(memory)
 
 
 @dataclass

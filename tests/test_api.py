@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import evo2cli
 from evo2cli import Evo2, api
 from evo2cli.errors import UserError
+from evo2cli.inference import stream
 from stripedhyena2 import CheckpointError
 
 DATA = Path(__file__).parent / "conformance" / "data"
@@ -50,7 +51,7 @@ def test_the_package_exports_it_lazily():
 
 @pytest.mark.parametrize("chunk", [4096, 10])
 def test_forward_gives_the_published_numbers(evo2_model, published, monkeypatch, chunk):
-    monkeypatch.setattr(api, "chunk_length", lambda model, rows=1: chunk)
+    monkeypatch.setattr(stream, "chunk_length", lambda model, rows=1: chunk)
     ids = published["seq0.ids"].int()[None]
     names = ["blocks.3", "blocks.1", "blocks.2.mlp.l3", -1]
     outputs, embeddings = evo2_model(ids, return_embeddings=True, layer_names=names)
@@ -93,7 +94,8 @@ def test_scores_by_other_conventions(evo2_model, monkeypatch):
     expected = (log_likelihood(model, "|d__B|GATTA") + log_likelihood(model, "|d__B|TAATC")) / 2
     assert tagged == pytest.approx([expected], rel=1e-5)
     whole = model.score_sequences(SEQUENCES, prepend_bos=True, average_reverse_complement=True)
-    monkeypatch.setattr(api, "chunk_length", lambda model, rows=1: 10)
+    for module in (api, stream):
+        monkeypatch.setattr(module, "chunk_length", lambda model, rows=1: 10)
     assert model.score_sequences(SEQUENCES, 2, True, "mean", True) == pytest.approx(whole, rel=1e-5)
 
 

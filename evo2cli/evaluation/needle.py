@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from evo2cli.inference.stream import chunk_length
+from evo2cli.inference.likelihood import log_p
+from evo2cli.inference.stream import prefill
 from stripedhyena2 import StripedHyena2
 
 BASES = np.frombuffer(b"ACGT", dtype=np.uint8)
@@ -73,18 +72,10 @@ def _of_values(model: StripedHyena2, sequences: np.ndarray, value: int) -> tuple
     device = model.embedding.weight.device
     right, nats = 0.0, 0.0
     for row in sequences:  # one at a time: a long one fills the device by itself
-        ids = torch.from_numpy(row.astype(np.int64))[None].to(device)
-        logits = _last_logits(model, ids[:, :-1], value)
-        targets = ids[0, -value:]
+        _, state = prefill(model, row[: -value - 1].tobytes())
+        ids = torch.from_numpy(row[-value - 1 :].astype(np.int64)).to(device)
+        logits, targets = model.extend(ids[None, :-1], state)[0][0], ids[1:]
         bases = logits[:, torch.from_numpy(BASES.astype(np.int64)).to(device)]
         right += float((torch.from_numpy(BASES.copy()).to(device)[bases.argmax(-1)] == targets).double().mean())
-        nats += float(F.cross_entropy(logits, targets).double())
+        nats -= float(log_p(logits, targets).mean(dtype=torch.float64))
     return right / len(sequences), nats / len(sequences) / np.log(2)
-
-
-def _last_logits(model: StripedHyena2, ids: Tensor, n: int) -> Tensor:
-    """Logits (n, vocabulary) at the last n tokens of ids (1, L), run chunk by chunk from the state."""
-    state, before = model.initial_state(1), ids[:, :-n]
-    for piece in before.split(chunk_length(model), dim=1):
-        _, state = model.hidden(piece, state)
-    return model.extend(ids[:, -n:], state)[0][0]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from evo2cli.errors import UserError
-from evo2cli.inference.stream import chunk_length
+from evo2cli.inference.stream import as_ids, chunk_length, stream
 from evo2cli.io.tokens import pad
-from stripedhyena2 import ModelState, StripedHyena2
+from stripedhyena2 import StripedHyena2
 from stripedhyena2.checkpoints import vortex
 
 Rows = dict[str, np.ndarray]
@@ -128,7 +128,7 @@ def embed(
                 yield number, rows
         else:
             ids = torch.from_numpy(pad([tokens for _, tokens in batch]))
-            values, _ = _run(model, ids, None, layers)
+            ((_, values),) = _along(model, ids, layers, ids.shape[1])
             for row, (number, tokens) in enumerate(batch):
                 # the model is causal: what is padded on the right changes nothing before it
                 yield number, {name: v[row, : len(tokens)] for name, v in values.items()}
@@ -154,29 +154,27 @@ def _read(
     if not tokens:
         yield {layer.name: np.empty((0, layer.width), np.float32) for layer in layers}
         return
-    ids = torch.frombuffer(bytearray(tokens), dtype=torch.uint8)[None]
+    ids = as_ids(tokens)
     done = start = 0
     while done < len(tokens):
-        end, state = min(start + window, len(tokens)), None
-        for first in range(start, end, chunk):
-            last = min(first + chunk, end)
-            values, state = _run(model, ids[:, first:last], state, layers)
-            if last > done:
-                yield {name: v[0, max(done - first, 0) :] for name, v in values.items()}
+        end = min(start + window, len(tokens))
+        for positions, values in _along(model, ids[:, start:end], layers, chunk):
+            if start + positions.stop > done:
+                yield {name: v[0, max(done - start - positions.start, 0) :] for name, v in values.items()}
         done, start = end, start + window - overlap
 
 
-def _run(
-    model: StripedHyena2, ids: Tensor, state: ModelState | None, layers: Sequence[Layer]
-) -> tuple[dict[str, np.ndarray], ModelState]:
-    """By layer, its values (B, L, width) for the next tokens ids (B, L), and the state after them."""
-    ids = ids.to(next(model.parameters()).device).long()
+def _along(
+    model: StripedHyena2, ids: Tensor, layers: Sequence[Layer], chunk: int
+) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+    """Piece by piece of the tokens ids (B, L), its columns and, by layer, the values (B, n, width) there."""
     with model.recording(layer.module for layer in layers) as seen:
-        x, state = model.hidden(ids, state, max(layer.n_blocks for layer in layers))
-        if any(layer.module == "norm" for layer in layers):
-            model.norm(x)
-    values = {layer.name: layer.of(seen) for layer in layers}
-    return {n: v.to(torch.promote_types(v.dtype, torch.float32)).cpu().numpy() for n, v in values.items()}, state
+        for positions, x, _ in stream(model, ids, chunk=chunk, n_blocks=max(layer.n_blocks for layer in layers)):
+            if any(layer.module == "norm" for layer in layers):
+                model.norm(x)
+            values = {layer.name: layer.of(seen) for layer in layers}
+            as_numpy = {n: v.to(torch.promote_types(v.dtype, torch.float32)).cpu().numpy() for n, v in values.items()}
+            yield positions, as_numpy
 
 
 class _Mean:

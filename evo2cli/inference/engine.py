@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from evo2cli.inference.decoding import Decoder, Record, recorder
+from evo2cli.inference.likelihood import log_p
 from evo2cli.inference.prefix import Prefix
 from evo2cli.inference.sampling import Sampler, prompt_key, uniform
-from evo2cli.inference.stream import chunk_length, free_memory
+from evo2cli.inference.stream import prefill
 from evo2cli.io.tokens import EOD
+from evo2cli.measure.memory import free_memory
 from stripedhyena2 import ModelState, StripedHyena2
 from stripedhyena2.layers.linear import packed
 
@@ -44,23 +46,6 @@ class Sample:
     @property
     def mean_logprob(self) -> float:
         return sum(self.logprobs) / len(self.logprobs) if self.logprobs else 0.0
-
-
-@torch.inference_mode()
-def prefill(
-    model: StripedHyena2, tokens: bytes, state: ModelState | None = None, chunk: int | None = None
-) -> tuple[Tensor, ModelState]:
-    """Run a prompt of at least one token: logits (1, V) of what follows it, and the state after it.
-
-    `chunk` tokens are run at once (None: as many as `chunk_length` finds room for), so that memory does not grow with
-    the prompt but for attention's keys and values.
-    """
-    device = next(model.parameters()).device
-    state = model.initial_state(1, room=len(tokens)) if state is None else state
-    ids = torch.frombuffer(bytearray(tokens), dtype=torch.uint8)
-    for piece in ids.split(chunk or chunk_length(model)):
-        x, state = model.hidden(piece.to(device).long()[None], state)
-    return model.logits(x[:, -1:])[:, 0], state
 
 
 def run_prefix(model: StripedHyena2, tokens: bytes, after: Prefix | None = None, chunk: int | None = None) -> Prefix:
@@ -176,7 +161,7 @@ class _Batch:
         assert self.logits is not None
         numbers = [uniform(seed, self.keys[r.prompt], r.sample, len(r.tokens)) for r in self.rows]
         tokens = sampler.choose(self.logits, torch.tensor(numbers, dtype=torch.float64))
-        logprobs = self.logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+        logprobs = log_p(self.logits, tokens)
         if self.keep_logits:
             for row, logits in zip(self.rows, self.logits.cpu(), strict=True):
                 row.logits.append(logits.clone())

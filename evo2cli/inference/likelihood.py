@@ -1,7 +1,16 @@
-"""Log-likelihoods of sequences that share their beginnings: a shared beginning is run once."""
+"""Log-likelihoods of sequences: natural, log p(token | those before it) added up over all tokens but the first.
+
+Sequences that share their beginnings go on from one `Context`, so that a beginning is run once. Log-probabilities are
+float32 (or the model's better precision), added up in float64.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,31 +20,94 @@ from evo2cli.errors import UserError
 from evo2cli.io.tokens import pad
 from stripedhyena2 import ModelState, StripedHyena2
 
+Item = TypeVar("Item")
+
 Group = tuple[bytes, Sequence[bytes]]
 """A prefix, and the distinct suffixes that follow it; no suffix is empty."""
+
+
+def log_p(logits: Tensor, targets: Tensor) -> Tensor:
+    """The natural-log probability of each target (n,) under its logits (n, V)."""
+    return -cross_entropy(logits, targets, reduction="none")
+
+
+@dataclass(frozen=True)
+class Context:
+    """Equally long sequences that a model has read, one a row: what it takes to go on from them.
+
+    `logits` (B, V) are those of the next token, None where nothing was read. `log_likelihoods` (B,), float64.
+    """
+
+    state: ModelState
+    logits: Tensor | None
+    log_likelihoods: Tensor
+
+    def select(self, rows: Tensor) -> Context:
+        """The rows of these indices, in their order; one may come more than once."""
+        logits = None if self.logits is None else self.logits[rows]
+        return Context(self.state.select(rows), logits, self.log_likelihoods[rows])
+
+
+def no_context(model: StripedHyena2, rows: int) -> Context:
+    """Before the first token of so many sequences."""
+    zeros = torch.zeros(rows, dtype=torch.float64, device=next(model.parameters()).device)
+    return Context(model.initial_state(rows), None, zeros)
+
+
+@torch.inference_mode()
+def read(model: StripedHyena2, sequences: Sequence[bytes]) -> Context:
+    """The context that equally long sequences make."""
+    context = no_context(model, len(sequences))
+    return _go_on(model, context, sequences) if sequences[0] else context
+
+
+@torch.inference_mode()
+def follow(model: StripedHyena2, context: Context, suffixes: Sequence[bytes]) -> Tensor:
+    """The log-likelihood (B,), float64, of each row of the context followed by its suffix, which is not empty."""
+    return _go_on(model, context, suffixes).log_likelihoods
+
+
+def _go_on(model: StripedHyena2, context: Context, suffixes: Sequence[bytes]) -> Context:
+    """The context after the suffixes; where they differ in length, only its log-likelihoods mean anything."""
+    ids = torch.from_numpy(pad(suffixes)).to(context.log_likelihoods.device)
+    logits, state = model.extend(ids, context.state)
+    # Row by row, because the log-probabilities of all 512 tokens take as much memory as the logits.
+    sums = [
+        log_p(row[: len(suffix) - 1], targets[1 : len(suffix)]).sum(dtype=torch.float64)
+        for row, targets, suffix in zip(logits, ids, suffixes, strict=True)
+    ]
+    totals = context.log_likelihoods + torch.stack(sums)
+    if context.logits is not None:
+        totals = totals + log_p(context.logits, ids[:, 0]).double()
+    return Context(state, logits[:, -1].clone(), totals)
 
 
 @torch.inference_mode()
 def log_likelihoods(
     model: StripedHyena2, suffixes: Mapping[bytes, Iterable[bytes]], batch_tokens: int
 ) -> dict[tuple[bytes, bytes], float]:
-    """The natural-log likelihood of prefix + suffix for every prefix and each of its suffixes, by (prefix, suffix).
+    """The log-likelihood of prefix + suffix for every prefix and each of its suffixes, by (prefix, suffix).
 
-    That of a sequence is log p(token | those before it) summed over all tokens but the first. The prefix is run once,
-    and its streaming state is continued by each suffix. A batch holds at most `batch_tokens` tokens, padding included,
-    or one sequence. Log-probabilities are float32 (or the model's better precision), added up in float64.
+    The prefix is run once. A batch holds at most `batch_tokens` tokens, padding included, or one sequence.
     """
     totals: dict[tuple[bytes, bytes], float] = {}
     groups: list[Group] = [(prefix, sorted(set(following), key=_by_length)) for prefix, following in suffixes.items()]
     for batch in _prefix_batches(groups, batch_tokens):
-        try:
-            totals.update(_run(model, batch, batch_tokens))
-        except torch.OutOfMemoryError:
-            size = f"{len(batch)} x {len(batch[0][0])} tokens"
-            raise UserError(
-                f"the device has not enough memory for a batch of {size}; lower --batch-tokens or --window"
-            ) from None
+        with room_for_batch(len(batch), len(batch[0][0])):
+            totals.update(_of_groups(model, batch, batch_tokens))
     return totals
+
+
+@contextmanager
+def room_for_batch(rows: int, length: int) -> Iterator[None]:
+    """Turn a device's lack of memory into a UserError that names the batch."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the device has not enough memory for a batch of {rows} x {length} tokens; "
+            "lower --batch-tokens or --window"
+        ) from None
 
 
 def _by_length(tokens: bytes) -> tuple[int, bytes]:
@@ -47,47 +119,22 @@ def _prefix_batches(groups: list[Group], batch_tokens: int) -> Iterator[list[Gro
     """Groups whose prefixes are equally long, so that one state fits all rows."""
     groups.sort(key=lambda group: _by_length(group[0]))
     for length, equal in groupby(groups, key=lambda group: len(group[0])):
-        size = max(batch_tokens // max(length, 1), 1)
-        yield from _slices(list(equal), size)
+        yield from _slices(list(equal), batch_tokens // max(length, 1))
 
 
-def _slices(items: list, size: int) -> Iterator[list]:  # type: ignore[type-arg]
+def _slices(items: list[Item], size: int) -> Iterator[list[Item]]:
+    size = max(size, 1)
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
-def _run(model: StripedHyena2, batch: list[Group], batch_tokens: int) -> Iterator[tuple[tuple[bytes, bytes], float]]:
-    device = next(model.parameters()).device
-    prefixes = [prefix for prefix, _ in batch]
-    state, last, before = _run_prefixes(model, prefixes, device)
+def _of_groups(
+    model: StripedHyena2, batch: list[Group], batch_tokens: int
+) -> Iterator[tuple[tuple[bytes, bytes], float]]:
+    context = read(model, [prefix for prefix, _ in batch])
     rows = [(row, suffix) for row, (_, following) in enumerate(batch) for suffix in following]
     rows.sort(key=lambda item: _by_length(item[1]))
-    for part in _slices(rows, max(batch_tokens // len(rows[0][1]), 1)):
-        index = torch.tensor([row for row, _ in part], device=device)
-        suffixes = [suffix for _, suffix in part]
-        ids = torch.from_numpy(pad(suffixes)).to(device)
-        logits, _ = model.extend(ids, state.select(index))
-        # Row by row, because the log-probabilities of all 512 tokens take as much memory as the logits.
-        after = [_sum_log_p(*row) for row in zip(logits[:, :-1], ids[:, 1:], map(len, suffixes), strict=True)]
-        total = before[index] + torch.stack(after)
-        if last is not None:
-            total = total - cross_entropy(last[index], ids[:, 0], reduction="none").double()
-        yield from zip([(prefixes[row], suffix) for row, suffix in part], total.tolist(), strict=True)
-
-
-def _run_prefixes(
-    model: StripedHyena2, prefixes: list[bytes], device: torch.device
-) -> tuple[ModelState, Tensor | None, Tensor]:
-    """The state after the prefixes, logits (B, V) of what follows (None after nothing), and log-likelihoods (B,)."""
-    state = model.initial_state(len(prefixes))
-    if not prefixes[0]:
-        return state, None, torch.zeros(len(prefixes), dtype=torch.float64, device=device)
-    ids = torch.from_numpy(pad(prefixes)).to(device)
-    logits, state = model.extend(ids, state)
-    before = [_sum_log_p(row[:-1], tokens[1:], len(tokens)) for row, tokens in zip(logits, ids, strict=True)]
-    return state, logits[:, -1].clone(), torch.stack(before)
-
-
-def _sum_log_p(logits: Tensor, targets: Tensor, length: int) -> Tensor:
-    """Scalar float64, of the first length - 1 targets (L,) under logits (L, vocabulary)."""
-    return -cross_entropy(logits[: length - 1], targets[: length - 1], reduction="none").sum(dtype=torch.float64)
+    for part in _slices(rows, batch_tokens // len(rows[0][1])):
+        index = torch.tensor([row for row, _ in part], device=context.log_likelihoods.device)
+        found = follow(model, context.select(index), [suffix for _, suffix in part])
+        yield from zip([(batch[row][0], suffix) for row, suffix in part], found.tolist(), strict=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evo2cli.inference.stream import chunk_length
+from evo2cli.inference.stream import as_ids, stream
 from evo2cli.io.tokens import PAD, reverse_complement
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.parallel import SplitModel
@@ -61,16 +61,12 @@ def _mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def _read(model: StripedHyena2, tokens: bytes, chunk: int | None) -> Profile:
-    device = next(model.parameters()).device
-    ids = torch.frombuffer(bytearray(tokens), dtype=torch.uint8) if tokens else torch.empty(0, dtype=torch.uint8)
+    ids = as_ids(tokens)
     logprobs, entropy = (np.full(len(tokens), np.nan, dtype=np.float32) for _ in range(2))
-    state = model.initial_state(1, room=len(tokens))
-    chunk = chunk or chunk_length(model)
-    for start in range(0, len(tokens) - 1, chunk):
-        piece = ids[start : start + chunk + 1].to(device).long()[None]
-        logits, state = model.extend(piece[:, :-1], state)
-        targets = slice(start + 1, start + piece.shape[1])
-        logprobs[targets], entropy[targets] = _scores(logits, piece[:, 1:])[0].cpu().unbind(-1)
+    for positions, x, _ in stream(model, ids[:, :-1], chunk=chunk):
+        target = slice(positions.start + 1, positions.stop + 1)
+        scores = _scores(model.logits(x), ids[:, target].to(x.device).long())
+        logprobs[target], entropy[target] = scores[0].cpu().unbind(-1)
     return Profile(logprobs, entropy)
 
 
@@ -79,8 +75,7 @@ def _read_split(model: Any, tokens: bytes, chunk: int | None) -> Profile:
     """With a SplitModel, all of a sequence at once, each process its part: none has the keys and values of it all."""
     if len(tokens) < 2:
         return _read(model, tokens, chunk)
-    device = next(model.parameters()).device
-    ids = torch.frombuffer(bytearray(tokens), dtype=torch.uint8)[None].to(device).long()
+    ids = as_ids(tokens).to(next(model.parameters()).device).long()
     scores = model.of_targets(ids, PAD, _scores)[0].cpu().numpy()
     return Profile(*np.insert(scores, 0, np.nan, axis=0).T)
 

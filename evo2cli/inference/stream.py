@@ -1,31 +1,83 @@
-"""How much of a sequence is run at once: enough to keep the device busy, little enough to fit in its free memory."""
+"""Feeding a sequence of any length to a model piece by piece, each continued from the state after the one before.
+
+Memory then does not grow with the sequence but for attention's keys and values. What is read at once changes a result
+by rounding alone.
+"""
 
 from __future__ import annotations
 
-import psutil
-import torch
+from collections.abc import Iterator
 
-from evo2cli.measure.memory import working_bytes
-from stripedhyena2 import StripedHyena2
+import torch
+from torch import Tensor
+
+from evo2cli.measure.memory import free_memory, working_bytes
+from stripedhyena2 import ModelState, StripedHyena2
 
 MOST = {"cpu": 4096, "cuda": 16384}
 LEAST = 64
 
 
+def stream(
+    model: StripedHyena2,
+    ids: Tensor,
+    state: ModelState | None = None,
+    *,
+    chunk: int | None = None,
+    n_blocks: int | None = None,
+) -> Iterator[tuple[slice, Tensor, ModelState]]:
+    """Run token ids (B, L) piece by piece, in the caller's gradient mode.
+
+    Args:
+        ids: of any integer type, on any device: a piece is moved to the model's as it is run. Of no tokens, there is no
+            piece.
+        state: what to go on from; None is the start of a sequence.
+        chunk: tokens of each row to run at once; None: as many as `chunk_length` finds room for.
+        n_blocks: run only the first so many blocks; states are then of these alone.
+
+    Yields:
+        (positions, x, state): the columns of `ids` that were run, the residual stream (B, n, D) there after the last
+        block (`model.logits` makes logits of it), and the state after them.
+    """
+    rows, length = ids.shape
+    if length == 0:
+        return
+    device = next(model.parameters()).device
+    if state is None:
+        state = model.initial_state(rows, room=length)
+        if n_blocks is not None:
+            state = ModelState(state.layers[:n_blocks], 0)
+    start = 0
+    for piece in ids.split(chunk or chunk_length(model, rows), dim=1):
+        x, state = model.hidden(piece.to(device).long(), state, n_blocks)
+        yield slice(start, start + piece.shape[1]), x, state
+        start += piece.shape[1]
+
+
+@torch.inference_mode()
+def prefill(
+    model: StripedHyena2, tokens: bytes, state: ModelState | None = None, chunk: int | None = None
+) -> tuple[Tensor, ModelState]:
+    """Run at least one token: logits (1, V) of what follows them all, and the state after them."""
+    for _, x, after in stream(model, as_ids(tokens), state, chunk=chunk):  # noqa: B007 (the last is what is asked for)
+        pass
+    return model.logits(x[:, -1:])[:, 0], after
+
+
+def as_ids(tokens: bytes) -> Tensor:
+    """Token ids (1, L) of one sequence, uint8, on the CPU."""
+    if not tokens:
+        return torch.empty(1, 0, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(tokens), dtype=torch.uint8)[None]
+
+
 def chunk_length(model: StripedHyena2, rows: int = 1) -> int:
     """Tokens to run at once, on the model's device, of each of so many sequences.
 
-    A power of two, so that free memory, which changes from run to run, seldom changes it, and with it the rounding.
+    Enough to keep the device busy, little enough to fit in its free memory. A power of two, so that free memory, which
+    changes from run to run, seldom changes it, and with it the rounding.
     """
     device, c = model.embedding.weight.device, model.config
     most = MOST.get(device.type, MOST["cpu"])
     room = min(free_memory(device) // (4 * working_bytes(c, torch.float32, 1)), most) // max(rows, 1)
     return max(1 << max(room.bit_length() - 1, 0), LEAST)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that new tensors on the device can take."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    return psutil.virtual_memory().available

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import nn
 
@@ -30,6 +31,14 @@ def skeleton(config: Config) -> StripedHyena2:
     """The model without memory for its weights."""
     with torch.device("meta"):
         return StripedHyena2(config)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that new tensors on the device can take."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return psutil.virtual_memory().available
 
 
 def needed(

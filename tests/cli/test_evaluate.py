@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from evo2cli.cli.app import main
 from evo2cli.evaluation import needle
+from evo2cli.inference import stream
 from evo2cli.models import open as models
 from stripedhyena2 import Config
 from stripedhyena2.initialization import new_model
@@ -28,11 +29,14 @@ class Copier(torch.nn.Module):
         super().__init__()
         self.embedding, self.config, self.reach = torch.nn.Embedding(1, 1), TINY, reach
 
-    def initial_state(self, batch_size):
+    def initial_state(self, batch_size, room=0):
         return b""
 
-    def hidden(self, ids, state):
-        return None, state + bytes(ids[0].tolist())
+    def hidden(self, ids, state, n_blocks=None):
+        return torch.zeros(1, ids.shape[1], 1), state + bytes(ids[0].tolist())
+
+    def logits(self, x):
+        return x
 
     def extend(self, ids, state):
         logits = torch.zeros(1, ids.shape[1], 512)
@@ -45,7 +49,7 @@ class Copier(torch.nn.Module):
 
 
 def test_recall_ends_where_the_models_memory_does(monkeypatch):
-    monkeypatch.setattr(needle, "chunk_length", lambda model: 100)
+    monkeypatch.setattr(stream, "chunk_length", lambda model, rows: 100)
     # 64 bases of needle lie before the distance starts to count
     near, far = needle.recall(Copier(500), [300, 700], trials=4)
     assert (near.right, near.control_right) == (1.0, pytest.approx(0.25, abs=0.15))
@@ -68,14 +72,14 @@ def test_chunks_change_nothing(monkeypatch):
     model = new_model(TINY, 0).eval()
     results = []
     for length in (10_000, 37):
-        monkeypatch.setattr(needle, "chunk_length", lambda model, n=length: n)
+        monkeypatch.setattr(stream, "chunk_length", lambda model, rows, n=length: n)
         results += needle.recall(model, [200], trials=2)
     assert results[0].bits == pytest.approx(results[1].bits, rel=1e-5)
 
 
 def test_needle_command(monkeypatch, capfd):
     monkeypatch.setattr(models, "open_model", lambda name, **options: Copier(250))
-    monkeypatch.setattr(needle, "chunk_length", lambda model: 100)
+    monkeypatch.setattr(stream, "chunk_length", lambda model, rows: 100)
     assert main(["evaluate", "needle", "--trials", "2"]) == 0
     near, far = ({name: float(x) for name, x in row.items()} for row in table(capfd.readouterr().out))
     assert (near["distance"], near["trials"], near["recall"]) == (128, 2, 1)

@@ -7,8 +7,9 @@ import torch
 
 from evo2cli.inference import decoding
 from evo2cli.inference.decoding import STEADY_TOKENS, Decoder, recorder
-from evo2cli.inference.engine import generate, prefill
+from evo2cli.inference.engine import generate
 from evo2cli.inference.sampling import Sampler
+from evo2cli.inference.stream import prefill
 from stripedhyena2 import Config, ModelState
 from stripedhyena2.decode import ROOM_MULTIPLE, StaticStep
 from stripedhyena2.initialization import new_model

@@ -50,15 +50,15 @@ class Killed(BaseException):
 @pytest.fixture
 def dying(model, monkeypatch):
     """Make the model fail at its so manieth call from now on."""
-    extend, calls = FakeModel.extend, [10**9]
+    hidden, calls = FakeModel.hidden, [10**9]
 
     def counted(self, *arguments):
         calls[0] -= 1
         if calls[0] < 0:
             raise Killed
-        return extend(self, *arguments)
+        return hidden(self, *arguments)
 
-    monkeypatch.setattr(FakeModel, "extend", counted)
+    monkeypatch.setattr(FakeModel, "hidden", counted)
     return lambda count: calls.__setitem__(0, count)
 
 

@@ -230,7 +230,7 @@ def test_the_window_follows_the_context_up_to_8192(model):
 
 def test_out_of_memory_says_what_to_do(model):
     class Full(FakeModel):
-        def extend(self, ids, state):
+        def hidden(self, ids, state, n_blocks=None):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     from evo2cli.errors import UserError
