@@ -7,11 +7,12 @@ keys, a block's gradient needs nothing from the other blocks.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
 
 from stripedhyena2.layers.linear import multiplies_bfloat16
 
@@ -35,25 +36,16 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = No
     L, past = q.shape[2], k.shape[2] - q.shape[2]
     if starts is None and (past == 0 or L == 1):
         return F.scaled_dot_product_attention(q, k, v, is_causal=past == 0 and L > 1)
-    if starts is None and _has_lse(q):
+    if starts is None and _fused(q) is not None and not (torch.is_grad_enabled() and q.requires_grad):
         return _past_and_own(q, k, v, past)
     return _masked(q, k, v, past, starts)
 
 
-def _has_lse(q: Tensor) -> bool:
-    """Whether an unmasked kernel that also returns log-sum-exps is at hand (its backward is not: inference only)."""
-    return q.device.type == "cpu" and not (torch.is_grad_enabled() and q.requires_grad) and _FLASH_CPU is not None
-
-
-_FLASH_CPU: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-
-
 def _past_and_own(q: Tensor, k: Tensor, v: Tensor, past: int) -> Tensor:
-    """Attention to the past, which needs no mask, and to the new columns, joined by their log-sum-exps."""
-    far, far_lse = _FLASH_CPU(q, k[:, :, :past], v[:, :, :past])
-    own, own_lse = _FLASH_CPU(q, k[:, :, past:], v[:, :, past:], is_causal=True)
-    share = torch.sigmoid(own_lse - far_lse).unsqueeze(-1)
-    return torch.lerp(far.to(share.dtype), own.to(share.dtype), share).to(q.dtype)
+    """Attention to the past, which needs no mask, and to the new columns, merged by their log-sum-exps."""
+    far = attend(q, k[:, :, :past], v[:, :, :past], causal=False)
+    own = attend(q, k[:, :, past:], v[:, :, past:], causal=True)
+    return merge(far, own)[0].to(q.dtype)
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, past: int, starts: Tensor | None) -> Tensor:
@@ -71,19 +63,25 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, past: int, starts: Tensor | None) -
 SCORES = 1 << 24
 """Where no fused kernel is at hand, queries attend in blocks of at most this many scores."""
 
-_CPU: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-_CPU_BACKWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+Attended = tuple[Tensor, Tensor]
+"""Outputs (B, heads, S, d) and log-sum-exps (B, heads, S) of attention to a block of keys."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Attended:
     """Attention of q (B, heads, S, d) to k, v (B, heads, T, d): outputs shaped as q, and log-sum-exps (B, heads, S).
 
-    `causal` is for S == T: each query sees the keys up to its own.
+    `causal` is for S == T: each query sees the keys up to its own. Its gradient is `attend_backward`, not autograd's.
     """
-    if _fused_on_cpu(q):
-        return _CPU(q, k, v, 0.0, causal)
-    if _fused_on_cuda(q):
-        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)[:2]
+    fused = _fused(q)
+    if fused == "cpu":
+        out, lse = _ATEN._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+        return out, lse
+    if fused == "flash":
+        out, lse = _ATEN._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)[:2]
+        return out, lse
+    if fused == "efficient":
+        out, lse = _ATEN._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, causal)[:2]
+        return out, lse[:, :, : q.shape[2]]  # it pads them
     outs, lses = [], []
     for rows in _query_blocks(q, k):
         scores = _scores(q, k, rows, causal)
@@ -93,14 +91,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tenso
     return torch.cat(outs, dim=2).to(q.dtype), torch.cat(lses, dim=2)
 
 
+def merge(a: Attended, b: Attended) -> Attended:
+    """Attention to two blocks of keys as attention to both; outputs in the dtype of the log-sum-exps."""
+    (a_out, a_lse), (b_out, b_lse) = a, b
+    share = torch.sigmoid(b_lse - a_lse).unsqueeze(-1)
+    return torch.lerp(a_out.to(share.dtype), b_out.to(share.dtype), share), torch.logaddexp(a_lse, b_lse)
+
+
 def attend_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v from one block of keys; `out`, its gradient and `lse` are those over all keys."""
-    if _fused_on_cpu(q):
-        return _CPU_BACKWARD(dout, q, k, v, out, lse, 0.0, causal)
-    if _fused_on_cuda(q):
-        return _cuda_backward(dout, q, k, v, out, lse, causal)
+    fused = _fused(q)
+    if fused == "cpu":
+        dq, dk, dv = _ATEN._scaled_dot_product_flash_attention_for_cpu_backward(dout, q, k, v, out, lse, 0.0, causal)
+        return dq, dk, dv
+    if fused == "flash":
+        return _flash_backward(dout, q, k, v, out, lse, causal)
     acc = lse.dtype
     dq, dk, dv = torch.empty_like(q, dtype=acc), torch.zeros_like(k, dtype=acc), torch.zeros_like(v, dtype=acc)
     for rows in _query_blocks(q, k):
@@ -114,22 +121,31 @@ def attend_backward(
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
-def _cuda_backward(
+def _flash_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     # without dropout the random state is not read, but must be given
     none, seed = torch.empty(0, device=q.device), torch.zeros(2, dtype=torch.uint64, device=q.device)
     lengths = None, None, q.shape[2], k.shape[2]
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
-    return backward(dout, q, k, v, out, lse, *lengths, 0.0, causal, seed, none)
+    backward = _ATEN._scaled_dot_product_flash_attention_backward
+    dq, dk, dv = backward(dout, q, k, v, out, lse, *lengths, 0.0, causal, seed, none)
+    return dq, dk, dv
 
 
-def _fused_on_cpu(q: Tensor) -> bool:
-    return q.device.type == "cpu" and _CPU is not None and _CPU_BACKWARD is not None
+_ATEN: Any = torch.ops.aten
+_CPU_OPS = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward")
 
 
-def _fused_on_cuda(q: Tensor) -> bool:
-    return q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[3] % 8 == 0 and q.shape[3] <= 256
+def _fused(q: Tensor) -> Literal["cpu", "flash", "efficient"] | None:
+    """Which of PyTorch's kernels that also return log-sum-exps runs on q's device with its dtype and head size."""
+    if q.device.type == "cpu":
+        return "cpu" if all(hasattr(_ATEN, name) for name in _CPU_OPS) else None
+    if not q.is_cuda or q.shape[3] % 8:
+        return None
+    params = SDPAParams(q, q, q, None, 0.0, False, False)
+    if can_use_flash_attention(params):
+        return "flash"
+    return "efficient" if can_use_efficient_attention(params) else None
 
 
 def _query_blocks(q: Tensor, k: Tensor) -> list[slice]:

@@ -7,7 +7,7 @@ from cases import CASES, SHARD, arguments, strategies_of, weight_of, with_gradie
 
 from stripedhyena2.operators import LOCAL
 from stripedhyena2.parallel import KINDS, Layout, SplitOperators
-from stripedhyena2.parallel.attention import _Gradients, _Outputs
+from stripedhyena2.parallel.attention import RingGradients, RingOutputs
 from stripedhyena2.parallel.comm import Communicator
 from stripedhyena2.parallel.shards import Shards
 
@@ -68,11 +68,11 @@ def test_ring_attention_adds_up_many_bfloat16_blocks_in_float32():
     exact = torch.nn.functional.scaled_dot_product_attention(exact_q, k, v)
     exact.backward(dout.double())
 
-    outputs = _Outputs(q, 1)
+    outputs = RingOutputs(q, 1)
     for block in kv.chunk(blocks, dim=1):
-        outputs.see(0, *block.transpose(1, 3).unbind(2), causal=False)
+        outputs.attend(0, *block.transpose(1, 3).unbind(2), causal=False)
     y, lse = outputs.result()
-    gradients = _Gradients(dout, q, y, lse, 1)
+    gradients = RingGradients(dout, q, y, lse, 1)
     for block in kv.chunk(blocks, dim=1):
         gradients.of(0, block, causal=False)
 

@@ -8,10 +8,12 @@ of keys and values follow them round, one step behind, and go home from the last
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from stripedhyena2.attention import attend, attend_backward, causal_attention
+from stripedhyena2.attention import Attended, attend, attend_backward, causal_attention, merge
 from stripedhyena2.parallel.comm import Handle, Message
 from stripedhyena2.parallel.layout import Layout
 from stripedhyena2.parallel.sharded_state import ShardedAttentionState
@@ -70,22 +72,23 @@ def ring_attention(shards: Shards, q: Tensor, kv: Tensor, past: Tensor | None) -
     Returns:
         this rank's outputs, shaped as q.
     """
-    return _Ring.apply(q, kv, past, shards)
+    y: Tensor = _Ring.apply(q, kv, past, shards)
+    return y
 
 
 class _Ring(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q: Tensor, kv: Tensor, past: Tensor | None, shards: Shards) -> Tensor:
+    def forward(ctx: Any, q: Tensor, kv: Tensor, past: Tensor | None, shards: Shards) -> Tensor:
         ctx.shards = shards
         route = Route(shards.layout)
-        out, held = _Outputs(q.transpose(1, 2), shards.layout.per_rank), kv.contiguous()
+        out, held = RingOutputs(q.transpose(1, 2), shards.layout.per_rank), kv.contiguous()
         if past is not None:
             for a in range(shards.layout.per_rank):
-                out.see(a, *_keys_values(past), causal=False)
+                out.attend(a, *_keys_values(past), causal=False)
         for step in range(shards.layout.size):
             arriving, handle = _pass_on(shards, route, step, held)
             for a, b, causal in route.blocks(step):
-                out.see(a, *_keys_values(_shard(held, b, shards.layout.per_rank)), causal=causal)
+                out.attend(a, *_keys_values(_shard(held, b, shards.layout.per_rank)), causal=causal)
             handle.wait()
             held = arriving
         y, lse = out.result()
@@ -93,11 +96,11 @@ class _Ring(torch.autograd.Function):
         return y.transpose(1, 2)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         q, kv, past, y, lse = ctx.saved_tensors
         shards, n = ctx.shards, ctx.shards.layout.per_rank
         route = Route(shards.layout)
-        gradient = _Gradients(grads[0].transpose(1, 2), q.transpose(1, 2), y, lse, n)
+        gradient = RingGradients(grads[0].transpose(1, 2), q.transpose(1, 2), y, lse, n)
         dpast = None
         if past is not None:
             parts = [gradient.of(a, past, causal=False) for a in range(n)]
@@ -195,30 +198,24 @@ def _keys_values(kv: Tensor) -> tuple[Tensor, Tensor]:
     return k, v
 
 
-class _Outputs:
-    """Outputs (B, heads, n * S, d) and log-sum-exps over the blocks of keys seen so far."""
+class RingOutputs:
+    """Attention of the query shards q (B, heads, n * S, d) to the blocks of keys seen so far."""
 
     def __init__(self, q: Tensor, n: int):
-        self.q = q.chunk(n, dim=2)
-        self.parts: list[tuple[Tensor, Tensor] | None] = [None] * n
-        self.acc, self.dtype = torch.promote_types(q.dtype, torch.float32), q.dtype
+        self.q, self.dtype = q.chunk(n, dim=2), q.dtype
+        self.parts: list[Attended | None] = [None] * n
 
-    def see(self, a: int, k: Tensor, v: Tensor, *, causal: bool) -> None:
+    def attend(self, a: int, k: Tensor, v: Tensor, *, causal: bool) -> None:
         """Let the query shard at place a attend to a block."""
-        out, lse = attend(self.q[a], k, v, causal)
-        so_far = self.parts[a]
-        if so_far is not None:
-            both = torch.logaddexp(so_far[1], lse)
-            out = so_far[0] * (so_far[1] - both).exp().unsqueeze(-1) + out * (lse - both).exp().unsqueeze(-1)
-            lse = both
-        self.parts[a] = out.to(self.acc), lse
+        so_far, block = self.parts[a], attend(self.q[a], k, v, causal)
+        self.parts[a] = block if so_far is None else merge(so_far, block)
 
-    def result(self) -> tuple[Tensor, Tensor]:
+    def result(self) -> Attended:
         outs, lses = zip(*[part for part in self.parts if part is not None], strict=True)
         return torch.cat(outs, dim=2).to(self.dtype), torch.cat(lses, dim=2)
 
 
-class _Gradients:
+class RingGradients:
     """The gradient of the queries, added up block by block."""
 
     def __init__(self, dout: Tensor, q: Tensor, out: Tensor, lse: Tensor, n: int):

@@ -13,6 +13,7 @@ around is multiplied by -i: the real part of the cyclic convolution is the causa
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def split_fft_conv(shards: Shards, x: Tensor, h: Tensor) -> Tensor:
         raise ValueError(f"p2p-fft needs 2, 4, 8, ... ranks, not {shards.layout.size}; use state or a2a")
     n = shards.layout.per_rank
     by_shard = x.unflatten(1, (n, x.shape[1] // n)).transpose(0, 1)  # (n, B, S, D)
-    y = _FFTConv.apply(by_shard, h.unflatten(0, (n, -1)), shards)
+    y: Tensor = _FFTConv.apply(by_shard, h.unflatten(0, (n, -1)), shards)
     return y.transpose(0, 1).flatten(1, 2)
 
 
@@ -46,7 +47,7 @@ class _FFTConv(torch.autograd.Function):
     """x (n, B, S, D), h (n, S, G)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, h: Tensor, shards: Shards) -> Tensor:
+    def forward(ctx: Any, x: Tensor, h: Tensor, shards: Shards) -> Tensor:
         G = h.shape[2]
         X = transform(shards, x).unflatten(3, (G, -1))
         H = transform(shards, h.unsqueeze(1)).unsqueeze(4)
@@ -55,7 +56,7 @@ class _FFTConv(torch.autograd.Function):
         return inverse(shards, (X * H).flatten(3))
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         X, H = ctx.saved_tensors
         dY = transform(ctx.shards, grads[0]).unflatten(3, X.shape[3:])
         dx = inverse(ctx.shards, (dY * H.conj()).flatten(3))
