@@ -20,10 +20,11 @@ from pathlib import Path
 
 import torch
 
-from evo2cli.measure.memory import skeleton
 from stripedhyena2 import Config, preset
 from stripedhyena2.checkpoints import vortex
 from stripedhyena2.checkpoints.lazy import LazyTensor
+from stripedhyena2.checkpoints.vortex_config import config_text
+from stripedhyena2.model import skeleton
 
 NAME = "random"
 POOL = 1 << 24
@@ -82,7 +83,7 @@ def main() -> None:
     file, fasta = args.folder / f"{NAME}.pt", args.folder / "sequence.fa"
     try:
         vortex.write(file, config, random_tensors(config))
-        file.with_suffix(".yml").write_text(config.to_published())
+        file.with_suffix(".yml").write_text(config_text(config))
         fasta.write_text(">s\n" + "".join("ACGT"[i * i * 7 % 31 % 4] for i in range(args.length)) + "\n")
         size = file.stat().st_size
         split(file, 3)

@@ -37,10 +37,10 @@ class Format(StrEnum):
 @command(app, "list", shares=Sharing.NOTHING)
 def list_models(quiet: Quiet = False, debug: Debug = False) -> None:
     """List the models that --model knows by name, and where each is."""
-    from evo2cli.measure.memory import skeleton
     from evo2cli.models import hub
     from evo2cli.models.open import bundled, checkpoint_of
     from stripedhyena2 import preset
+    from stripedhyena2.model import skeleton
 
     print("name\tparameters\tlayers\tcontext\tplace")
     for name in bundled():

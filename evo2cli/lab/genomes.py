@@ -103,5 +103,5 @@ def train(pattern: str, config: Config, bench: Bench, out: Path, note: Callable[
             took, nats = time.monotonic() - began, []
             note(f"{pattern}: step {learner.step}  {seen:.4f} bits/base  held out {shown}  {took:,.0f} s")
     notes = {"lab": {"conditions": conditions, "curve": curve}}
-    native.save(folder, config, dict(running_tensors(model)), notes=notes)
+    native.write(folder, config, dict(running_tensors(model)), notes=notes)
     return Trained(pattern, load_model(folder, device=bench.device), curve)

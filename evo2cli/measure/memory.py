@@ -10,6 +10,7 @@ from torch import nn
 
 from stripedhyena2 import Config, StripedHyena2
 from stripedhyena2.checkpoints import parameter_dtype
+from stripedhyena2.model import skeleton
 from stripedhyena2.parallel.placement import assign_blocks
 from stripedhyena2.state import AttentionState
 
@@ -25,12 +26,6 @@ class Memory:
     @property
     def total(self) -> int:
         return self.weights + self.states + self.working
-
-
-def skeleton(config: Config) -> StripedHyena2:
-    """The model without memory for its weights."""
-    with torch.device("meta"):
-        return StripedHyena2(config)
 
 
 def free_memory(device: torch.device) -> int:

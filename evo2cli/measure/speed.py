@@ -12,11 +12,12 @@ import torch
 from evo2cli.errors import UserError
 from evo2cli.inference.engine import generate
 from evo2cli.inference.sampling import Sampler
-from evo2cli.measure.memory import free_memory, skeleton
+from evo2cli.measure.memory import free_memory
 from evo2cli.measure.time import seconds
 from stripedhyena2 import StripedHyena2, preset
 from stripedhyena2.checkpoints import parameter_dtype
 from stripedhyena2.initialization import new_model
+from stripedhyena2.model import skeleton
 
 _BUFFER = {"cpu": 2**28, "cuda": 2**32}
 

@@ -9,13 +9,14 @@ import torch
 
 from evo2cli.console import log
 from evo2cli.errors import UsageError
-from evo2cli.measure.memory import skeleton, weight_bytes
+from evo2cli.measure.memory import weight_bytes
 from evo2cli.models import hub
 from stripedhyena2 import PRESETS, CheckpointError, Config, StripedHyena2
 from stripedhyena2.checkpoints import Checkpoint, Replace, build, open_checkpoint
 from stripedhyena2.checkpoints.torch_file import files_of
 from stripedhyena2.layers import fp8 as fp8_module
 from stripedhyena2.layers import int8
+from stripedhyena2.model import skeleton
 
 DEFAULT_MODEL = "prok-mini"
 _ASSETS = Path(__file__).parent / "assets"

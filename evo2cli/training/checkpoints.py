@@ -100,7 +100,7 @@ class Checkpoints:
             dcp.save(state, checkpoint_id=str(staging), process_group=self._group)
             if self.world.rank == 0:
                 path = self.folder / STEPS / str(step)
-                native.save(path, config, weights, notes=notes, also={TRAINING: staging.rename})
+                native.write(path, config, weights, notes=notes, also={TRAINING: staging.rename})
                 for link in (LAST, BEST) if best else (LAST,):
                     _link(self.folder / link, path)
                 self._remove_unlinked()

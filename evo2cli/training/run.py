@@ -371,7 +371,7 @@ def export(model: nn.Module, path: Path, dtype: torch.dtype, notes: dict[str, An
     config: Any = model.config
     tensors = {name: t.to(parameter_dtype(name, dtype)) for name, t in running_copy(model).items()}
     if world.rank == 0:
-        native.save(path, config, tensors, notes=notes)
+        native.write(path, config, tensors, notes=notes)
 
 
 def _nothing(_: Any) -> None:

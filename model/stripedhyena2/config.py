@@ -1,13 +1,10 @@
-"""What a StripedHyena 2 model is made of: one dataclass, the published presets by name, and the published YAML."""
+"""What a StripedHyena 2 model is made of: one dataclass, and the published presets by name."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from stripedhyena2.errors import ConfigError
 from stripedhyena2.model import MIXERS
@@ -95,108 +92,6 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_published(cls, path: str | Path) -> Config:
-        """Read a published-style YAML (the field names of the Evo 2 inference configurations)."""
-        try:
-            fields = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-            raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(e).split())}") from e
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{path} is not a configuration: expected a mapping of names to values")
-        try:
-            return cls._from_published(fields)
-        except KeyError as e:
-            raise ConfigError(f"{path} lacks the field {e.args[0]}; is it an Evo 2 configuration?") from e
-
-    @classmethod
-    def _from_published(cls, c: dict[str, Any]) -> Config:
-        letters = ["?"] * c["num_layers"]
-        for letter, key in (("*", "attn"), ("H", "hcl"), ("D", "hcm"), ("S", "hcs")):
-            for i in c[f"{key}_layer_idxs"]:
-                if not 0 <= i < len(letters):
-                    raise ConfigError(f"{key}_layer_idxs names layer {i} of {len(letters)}")
-                letters[i] = letter
-        if "?" in letters:
-            raise ConfigError(f"layer {letters.index('?')} is of no kind; name it in one of the *_layer_idxs")
-        for field, wanted in (
-            ("hcl_filter_groups", c["hidden_size"]),
-            ("proj_groups", 1),
-            ("column_split_hyena", False),
-            ("hyena_flip_x1x2", False),
-            ("interleave", True),
-            ("column_split", True),
-        ):
-            if c.get(field, wanted) != wanted:
-                raise ConfigError(f"{field} {c[field]} is not supported, only {wanted}")
-        return cls(
-            layout="".join(letters),
-            d_model=c["hidden_size"],
-            n_heads=c["num_attention_heads"],
-            d_mlp=c["inner_mlp_size"],
-            se_groups=c["hcs_filter_groups"],
-            mr_groups=c["hcm_filter_groups"],
-            vocab_size=c["vocab_size"],
-            featurizer_len=c["short_filter_length"],
-            se_len=c["hcs_filter_length"],
-            mr_len=c["hcm_filter_length"],
-            n_modes=c["state_size"],
-            rotary_base=float(c["rotary_emb_base"]),
-            rotary_scale=float(c["rotary_emb_scaling_factor"]) if c.get("use_interpolated_rotary_pos_emb") else 1.0,
-            context=c["max_seqlen"],
-            eps=float(c["eps"]),
-            tie_embeddings=c["tie_embeddings"],
-            evo2_activations=c.get("evo2_style_activations", False),
-            activation=c.get("mlp_activation", "gelu"),
-            proj_bias=c["qkv_proj_bias"],
-            featurizer_bias=c["short_filter_bias"],
-            hyena_out_bias=c["hyena_out_proj_bias"],
-            attention_out_bias=c["mha_out_proj_bias"],
-            fp8_projections=c.get("use_fp8_input_projections", False),
-        )
-
-    def to_published(self) -> str:
-        """The text of a published-style YAML of which `from_published` makes this config."""
-        kinds = {"attn": "*", "hcl": "H", "hcm": "D", "hcs": "S"}
-        fields: dict[str, Any] = {
-            f"{kind}_layer_idxs": [i for i, x in enumerate(self.layout) if x == letter]
-            for kind, letter in kinds.items()
-        }
-        fields |= {
-            "num_layers": self.n_layers,
-            "hidden_size": self.d_model,
-            "num_filters": self.d_model,
-            "num_attention_heads": self.n_heads,
-            "inner_mlp_size": self.d_mlp,
-            "hcs_filter_groups": self.se_groups,
-            "hcm_filter_groups": self.mr_groups,
-            "hcl_filter_groups": self.d_model,
-            "vocab_size": self.vocab_size,
-            "short_filter_length": self.featurizer_len,
-            "hcs_filter_length": self.se_len,
-            "hcm_filter_length": self.mr_len,
-            "state_size": self.n_modes,
-            "rotary_emb_base": self.rotary_base,
-            "use_interpolated_rotary_pos_emb": self.rotary_scale != 1.0,
-            "rotary_emb_scaling_factor": self.rotary_scale,
-            "max_seqlen": self.context,
-            "eps": self.eps,
-            "tie_embeddings": self.tie_embeddings,
-            "evo2_style_activations": self.evo2_activations,
-            "mlp_activation": self.activation,
-            "qkv_proj_bias": self.proj_bias,
-            "short_filter_bias": self.featurizer_bias,
-            "hyena_out_proj_bias": self.hyena_out_bias,
-            "mha_out_proj_bias": self.attention_out_bias,
-            "use_fp8_input_projections": self.fp8_projections,
-            "interleave": True,
-            "column_split": True,
-            "column_split_hyena": False,
-            "hyena_flip_x1x2": False,
-            "final_norm": True,
-        }
-        return yaml.safe_dump(fields, sort_keys=False)
 
 
 def _evo2(n_layers: int, attention: tuple[int, ...], **fields: Any) -> Config:

@@ -503,6 +503,12 @@ class StripedHyena2(nn.Module):
                 handle.remove()
 
 
+def skeleton(config: Config) -> StripedHyena2:
+    """A model without weights: names and shapes on the meta device."""
+    with torch.device("meta"):
+        return StripedHyena2(config)
+
+
 TRAINING_PASSES = 3
 """A training step costs three forward passes: the backward pass computes two products for each one forward."""
 

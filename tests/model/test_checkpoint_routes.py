@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stripedhyena2 import CheckpointError, Config, load_model
 from stripedhyena2.checkpoints import native, open_checkpoint, running_tensors, savanna, torch_file
-from stripedhyena2.checkpoints.convert import FORMATS, convert
+from stripedhyena2.checkpoints.convert import convert
 from stripedhyena2.checkpoints.torch_file import JoinedFile, files_of
 from stripedhyena2.initialization import new_model
 
@@ -117,12 +117,12 @@ def test_shards_are_one_checkpoint(published, monkeypatch):
     Config("H*DS", 16, 2, 24, 2, 2, proj_bias=True, featurizer_bias=True, hyena_out_bias=False),
     Config("D", 16, 2, 24, 2, 2, attention_out_bias=False, evo2_activations=False, activation="silu", n_modes=4),
 ], ids=["untied", "biases", "one layer"])  # fmt: skip
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", ["native", "vortex", "savanna"])
 def test_every_option_of_a_configuration_survives(config, to, tmp_path):
     model = new_model(config, seed=1)
     for p in model.parameters():
         p.data.add_(torch.randn_like(p) * 1e-3 * p.abs())
-    native.save(tmp_path / "a", config, dict(running_tensors(model)))
+    native.write(tmp_path / "a", config, dict(running_tensors(model)))
     again = load_model(through(tmp_path / "a", to, "native"))
     assert again.config == config
     theirs = dict(running_tensors(model))
@@ -215,7 +215,7 @@ def model_of(layout, **options):
 @pytest.mark.parametrize("to", ["vortex", "savanna"])
 def test_biases_are_written_in_the_order_of_their_channels(to, tmp_path):
     model, tensors = model_of("S*", proj_bias=True, featurizer_bias=True)
-    native.save(tmp_path / "a", model.config, tensors)
+    native.write(tmp_path / "a", model.config, tensors)
     written = torch.load(through(tmp_path / "a", to), weights_only=True)
     hyena, featurizer, attention = {
         "vortex": ("blocks.0.projections", "blocks.0.filter.short_filter", "blocks.1.inner_mha_cls.Wqkv"),
@@ -243,12 +243,12 @@ def test_biases_are_written_in_the_order_of_their_channels(to, tmp_path):
                 assert torch.equal(theirs[place : place + 8], ours[first : first + 8]), (kind, head, part)
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", ["native", "vortex", "savanna"])
 @pytest.mark.parametrize("layout", ["S", "D", "H"])
 def test_filters_are_written_in_float32(layout, to, tmp_path):
     model, tensors = model_of(layout)
     half = {n: t if n.endswith(("h", "skip", "log_poles", "residues")) else t.bfloat16() for n, t in tensors.items()}
-    native.save(tmp_path / "a", model.config, half)
+    native.write(tmp_path / "a", model.config, half)
     path = through(tmp_path / "a", to)
     opened = open_checkpoint(path)
     filters = [name for name, t in half.items() if t.dtype == torch.float32]
@@ -260,7 +260,7 @@ def test_filters_are_written_in_float32(layout, to, tmp_path):
 
 def test_the_last_stages_of_a_training_checkpoint_may_stand_one_earlier(tmp_path):
     model, tensors = model_of("SD", tie_embeddings=False)
-    native.save(tmp_path / "a", model.config, tensors)
+    native.write(tmp_path / "a", model.config, tensors)
     file = through(tmp_path / "a", "savanna")
     written = torch.load(file, weights_only=True)
     state = written.get("module", written)

@@ -13,7 +13,7 @@ import torch
 
 from stripedhyena2 import CheckpointError, Config, atomic, load_model, save_model
 from stripedhyena2.checkpoints import open_checkpoint
-from stripedhyena2.checkpoints.convert import FORMATS, convert
+from stripedhyena2.checkpoints.convert import convert
 from stripedhyena2.initialization import new_model
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"
@@ -36,7 +36,7 @@ def opened():
     return open_checkpoint(PT, YML)
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", ["native", "vortex", "savanna"])
 def test_a_disk_that_fails_midway(opened, to, tmp_path):
     with files_of_at_most(1_000_000), pytest.raises((CheckpointError, OSError)) as e:
         convert(opened, to, tmp_path / "m.pt")
@@ -122,7 +122,7 @@ def test_a_failure_leaves_the_older_checkpoint(tmp_path):
     assert {file.name: file.read_bytes() for file in (tmp_path / "m").iterdir()} == before
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", ["native", "vortex", "savanna"])
 def test_a_disk_without_room_is_told_before_anything_is_written(opened, to, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(1, 1, 1000))
     with pytest.raises(CheckpointError, match=r"needs 0.0 GB, its disk has 0.0 GB free; make room or write elsewhere"):
@@ -130,7 +130,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(opened, to, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", ["native", "vortex", "savanna"])
 def test_what_exists_is_not_overwritten(opened, to, tmp_path):
     (tmp_path / "m.pt").mkdir()
     (tmp_path / "m.pt" / "precious").write_text("data")
@@ -139,7 +139,7 @@ def test_what_exists_is_not_overwritten(opened, to, tmp_path):
     assert (tmp_path / "m.pt" / "precious").read_text() == "data"
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", ["native", "vortex", "savanna"])
 def test_a_source_that_shrinks_while_it_is_read(to, tmp_path):
     source = Path(shutil.copy(PT, tmp_path / "source.pt"))
     opened = open_checkpoint(source, YML)

@@ -15,6 +15,7 @@ import torch
 from stripedhyena2 import PRESETS, CheckpointError, Config, ConfigError, load_model, preset, save_model
 from stripedhyena2.checkpoints import native, open_checkpoint, running_tensors, vortex
 from stripedhyena2.checkpoints.convert import convert
+from stripedhyena2.checkpoints.vortex_config import config_text, read_config
 from stripedhyena2.initialization import new_model, prepare_for_training
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"
@@ -62,13 +63,13 @@ def test_a_failed_save_leaves_the_old_checkpoint(model, tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        native.save(tmp_path / "m", model.config, {}, also={"more": full_disk})
+        native.write(tmp_path / "m", model.config, {}, also={"more": full_disk})
     assert same(model, load_model(tmp_path / "m"))
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 def test_published_round_trip_keeps_every_bit(model, tmp_path):
-    vortex.save(tmp_path / "m.pt", model.config, dict(running_tensors(model)))
+    vortex.write(tmp_path / "m.pt", model.config, dict(running_tensors(model)))
     assert same(model, load_model(tmp_path / "m.pt", config=model.config))
     before, after = contents(PT), contents(tmp_path / "m.pt")
     tensors = {k for k, v in before.items() if isinstance(v, torch.Tensor)}
@@ -152,18 +153,18 @@ def test_a_name_without_preset_asks_for_a_configuration(tmp_path):
     lone = shutil.copy(PT, tmp_path)
     refuse(lone, "give its configuration: a preset or a YAML", config=None)
     shutil.copy(YML, tmp_path)
-    assert load_model(lone).config == Config.from_published(YML)
+    assert load_model(lone).config == read_config(YML)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_written_configuration_reads_as_the_same(name, tmp_path):
-    (tmp_path / "c.yml").write_text(preset(name).to_published())
-    assert Config.from_published(tmp_path / "c.yml") == preset(name)
+    (tmp_path / "c.yml").write_text(config_text(preset(name)))
+    assert read_config(tmp_path / "c.yml") == preset(name)
 
 
 def test_the_wrong_preset_names_the_right_one(tmp_path):
     right, wrong = preset("prok-mini"), preset("50m")
-    vortex.save(tmp_path / "m.pt", right, dict(running_tensors(new_model(right, 0))))
+    vortex.write(tmp_path / "m.pt", right, dict(running_tensors(new_model(right, 0))))
     refuse(tmp_path / "m.pt", "lacks .* keys.*its tensors fit prok-mini", config=wrong)
     refuse(tmp_path / "m.pt", r"a preset \(its tensors fit prok-mini\)", config=None)
     refuse(tmp_path / "m.pt", r"embedding_layer.weight has shape \(512, 128\)", config=replace(right, d_model=64))
@@ -212,9 +213,9 @@ def test_configurations_that_describe_no_model(fields, message):
 def test_published_configurations_that_cannot_be_read(tmp_path):
     (tmp_path / "a.yml").write_text("hidden_size: 3")
     with pytest.raises(ConfigError, match="lacks the field num_layers"):
-        Config.from_published(tmp_path / "a.yml")
+        read_config(tmp_path / "a.yml")
     (tmp_path / "b.yml").write_text("just text")
     with pytest.raises(ConfigError, match="not a configuration"):
-        Config.from_published(tmp_path / "b.yml")
+        read_config(tmp_path / "b.yml")
     with pytest.raises(ConfigError, match="cannot read"):
-        Config.from_published(tmp_path / "c.yml")
+        read_config(tmp_path / "c.yml")

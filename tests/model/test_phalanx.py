@@ -175,6 +175,6 @@ def test_what_does_not_fit_is_refused(tmp_path):
         Config(layout="S", **SHAPE | {"d_mlp": -1})
     for config, what in ((CONFIG, "Phalanx"), (Config(layout="S", **SHAPE | {"d_mlp": 0}), "blocks without")):
         with pytest.raises(CheckpointError, match=f"the published format has no {what}"):
-            vortex.save(tmp_path / "m.pt", config, {})
+            vortex.write(tmp_path / "m.pt", config, {})
         with pytest.raises(CheckpointError, match=f"the published format has no {what}"):
             vortex.native_tensors(tmp_path / "m.pt", {}, config)

@@ -23,7 +23,7 @@ from stripedhyena2.checkpoints.checkpoint import (
 )
 from stripedhyena2.config import Config
 from stripedhyena2.errors import CheckpointError
-from stripedhyena2.model import StripedHyena2
+from stripedhyena2.model import StripedHyena2, skeleton
 
 __all__ = [
     "Checkpoint",
@@ -65,17 +65,16 @@ def load_model(
 
 
 def save_model(model: StripedHyena2, path: str | Path, *, notes: dict | None = None) -> None:
-    """Write a native checkpoint directory; a killed writer leaves an existing one whole. See `native.save`.
+    """Write a native checkpoint directory; a killed writer leaves an existing one whole. See `native.write`.
 
     Raises:
         CheckpointError: the model's weights were rounded on loading (FP8, int8), or the disk is full.
     """
     tensors = dict(running_tensors(model))
-    with torch.device("meta"):
-        wanted = dict(StripedHyena2(model.config).named_parameters())
+    wanted = dict(skeleton(model.config).named_parameters())
     if tensors.keys() != wanted.keys():
         raise CheckpointError("this model is rounded (FP8 or int8) and not saved; load it without, or convert its file")
-    native.save(path, model.config, tensors, notes=notes)
+    native.write(path, model.config, tensors, notes=notes)
 
 
 def running_tensors(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,11 +14,12 @@ import torch
 from torch import nn
 
 from stripedhyena2.checkpoints import native, savanna, torch_file, vortex
-from stripedhyena2.checkpoints.lazy import LazyTensor, demand_names
+from stripedhyena2.checkpoints.lazy import LazyTensor, check_names
 from stripedhyena2.checkpoints.torch_file import files_of, whole_name
+from stripedhyena2.checkpoints.vortex_config import read_config
 from stripedhyena2.config import PRESETS, Config, preset
 from stripedhyena2.errors import CheckpointError
-from stripedhyena2.model import StripedHyena2
+from stripedhyena2.model import StripedHyena2, skeleton
 from stripedhyena2.parallel import placement
 
 
@@ -50,9 +52,8 @@ class Checkpoint:
         return sum(t.form.numel() for t in self.tensors.values())
 
     def __post_init__(self) -> None:
-        with torch.device("meta"):
-            wanted = dict(StripedHyena2(self.config).named_parameters())
-        demand_names(self.path, wanted, self.tensors)
+        wanted = dict(skeleton(self.config).named_parameters())
+        check_names(self.path, wanted, self.tensors)
         for name, parameter in wanted.items():
             found = self.tensors[name]
             if found.form.shape != parameter.shape:
@@ -83,7 +84,7 @@ def open_checkpoint(path: str | Path, config: Config | str | Path | None = None)
         raise CheckpointError(f"{path} is no checkpoint: its keys are not all names of tensors")
     asked = _config_for(path, config, state)
     if training is not None:
-        state = savanna.to_published(training, asked)
+        state = savanna.to_vortex(training, asked)
     resolved = vortex.refine(asked, state)
     remarks = []
     if resolved != asked:
@@ -102,8 +103,7 @@ def open_checkpoint(path: str | Path, config: Config | str | Path | None = None)
 def _open_native(path: Path, config: Config | str | Path | None) -> Checkpoint:
     if config is not None:
         raise CheckpointError(f"{path} is a native checkpoint and has its configuration inside; give none")
-    about = native.read_about(path)
-    resolved, tensors = native.open_checkpoint(path)
+    about, resolved, tensors = native.read(path)
     return Checkpoint(
         path,
         "native",
@@ -119,10 +119,10 @@ def _config_for(path: Path, config: Config | str | Path | None, state: Mapping[s
     if isinstance(config, Config):
         return config
     if config is not None:
-        return preset(str(config)) if str(config) in PRESETS else Config.from_published(config)
+        return preset(str(config)) if str(config) in PRESETS else read_config(config)
     whole = whole_name(path)
     if whole.with_suffix(".yml").is_file():
-        return Config.from_published(whole.with_suffix(".yml"))
+        return read_config(whole.with_suffix(".yml"))
     if whole.stem in PRESETS:
         return preset(whole.stem)
     fitting = vortex.fitting_presets(state)
@@ -132,8 +132,9 @@ def _config_for(path: Path, config: Config | str | Path | None, state: Mapping[s
     )
 
 
-FLOAT32_PARAMETERS = ("featurizer", "featurizer_bias", "h", "skip", "log_poles", "residues")
-"""Filters and poles: never held in less than float32 (at long context a pole's powers in bf16 merge positions)."""
+_FILTER = re.compile(r"(.+\.)?mixer\.[^.]+")
+"""A mixer's own parameters, filters and poles, by name: they are never held in less than float32 (at long context a
+pole's powers in bf16 merge positions)."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,7 @@ Replace = Callable[[str, nn.Module], nn.Module]
 
 def parameter_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a model of this dtype holds the parameter."""
-    keep = name.rpartition(".")[2] in FLOAT32_PARAMETERS
-    return torch.promote_types(dtype, torch.float32) if keep else dtype
+    return torch.promote_types(dtype, torch.float32) if _FILTER.fullmatch(name) else dtype
 
 
 def keep(name: str, module: nn.Module) -> nn.Module:
@@ -187,8 +187,7 @@ def build(
     Raises:
         CheckpointError: a file of the checkpoint became shorter.
     """
-    with torch.device("meta"):
-        model = StripedHyena2(checkpoint.config)
+    model = skeleton(checkpoint.config)
     home = placement.split(model, [torch.device(d) for d in devices])
     for module_name, module in list(model.named_modules()):
         parameters = dict(module.named_parameters(recurse=False))
@@ -199,5 +198,5 @@ def build(
         if parameters and module_name:
             model.set_submodule(module_name, replace(module_name, module))
     placement.connect(model, home)
-    object.__setattr__(model, "source", Source(checkpoint.path, checkpoint.name, tuple(checkpoint.files)))
+    model.source = Source(checkpoint.path, checkpoint.name, tuple(checkpoint.files))
     return model.eval()

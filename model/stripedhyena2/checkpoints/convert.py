@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from stripedhyena2.atomic import replacing
-from stripedhyena2.checkpoints import native, savanna, vortex
+from stripedhyena2.checkpoints import native, savanna, torch_file, vortex
 from stripedhyena2.checkpoints.checkpoint import Checkpoint
+from stripedhyena2.checkpoints.vortex_config import config_text
 from stripedhyena2.errors import CheckpointError
-
-FORMATS = ("native", "vortex", "savanna")
 
 
 def convert(checkpoint: Checkpoint, to: str, path: str | Path) -> None:
@@ -32,6 +31,6 @@ def convert(checkpoint: Checkpoint, to: str, path: str | Path) -> None:
     if to == "vortex":
         vortex.write(path, config, tensors)
     else:
-        vortex.write_file(path, savanna.from_published(vortex.published_tensors(config, tensors), config))
+        torch_file.write(path, savanna.from_vortex(vortex.vortex_tensors(config, tensors), config))
     with replacing(yml, 0) as staging:
-        staging.write_text(config.to_published())
+        staging.write_text(config_text(config))

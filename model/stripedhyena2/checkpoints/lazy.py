@@ -43,8 +43,10 @@ def combine(change: Callable[..., Tensor], *parts: LazyTensor) -> LazyTensor:
     return LazyTensor(parts[0].name, form, lambda: change(*(part.read() for part in parts)))
 
 
-def in_memory(name: str, tensor: Tensor) -> LazyTensor:
-    """A tensor that is in memory already, read as a contiguous one on the CPU."""
+def as_lazy(name: str, tensor: Tensor | LazyTensor) -> LazyTensor:
+    """A tensor that is in memory already as one to read, contiguous on the CPU; others as they are."""
+    if isinstance(tensor, LazyTensor):
+        return tensor
     t = tensor.detach()
     return LazyTensor(name, torch.empty(t.shape, dtype=t.dtype, device="meta"), lambda: t.cpu().contiguous())
 
@@ -52,7 +54,7 @@ def in_memory(name: str, tensor: Tensor) -> LazyTensor:
 _SHOWN = 4
 
 
-def demand_names(path: Path, wanted: Collection[str], found: Collection[str], hint: str = "") -> None:
+def check_names(path: Path, wanted: Collection[str], found: Collection[str], hint: str = "") -> None:
     """CheckpointError that names what is missing and what is unknown, with the nearest known name; then the hint."""
     missing, unknown = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     faults = []

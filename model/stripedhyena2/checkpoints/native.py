@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stripedhyena2.atomic import replacing, require_own
-from stripedhyena2.checkpoints.lazy import LazyTensor, in_memory
+from stripedhyena2.checkpoints.lazy import LazyTensor, as_lazy
 from stripedhyena2.config import Config
 from stripedhyena2.errors import CheckpointError
 
@@ -37,46 +37,36 @@ def tensor_checksum(t: Tensor) -> str:
     return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
 
 
-def save(
-    path: str | Path,
-    config: Config,
-    tensors: Mapping[str, Tensor],
-    *,
-    notes: dict[str, Any] | None = None,
-    also: Mapping[str, Callable[[Path], object]] | None = None,
-) -> None:
-    """Write config and tensors to a directory, under a temporary name first, synced, then renamed.
-
-    `notes` (training step, data, licence, ...) is kept in config.json as it is; `also` makes further entries of the
-    directory: by name, what is called with the path to make.
-
-    Raises:
-        CheckpointError, OSError: the disk is full, or the place cannot be written or holds what is not a checkpoint.
-            What stands there is left whole.
-    """
-    write(path, config, {name: in_memory(name, t) for name, t in tensors.items()}, notes=notes, also=also)
-
-
 def write(
     path: str | Path,
     config: Config,
-    tensors: Mapping[str, LazyTensor],
+    tensors: Mapping[str, Tensor | LazyTensor],
     *,
     notes: dict[str, Any] | None = None,
     fp8_scales: Mapping[str, list[float]] | None = None,
     also: Mapping[str, Callable[[Path], object]] | None = None,
 ) -> None:
-    """What `save` does, for tensors that may still be on disk: one shard at a time is in memory."""
+    """Write config and tensors to a directory, under a temporary name first, synced, then renamed.
+
+    Of tensors that are still on disk, one shard at a time is in memory. `notes` (training step, data, licence, ...) is
+    kept in config.json as it is; `also` makes further entries of the directory: by name, what is called with the path
+    to make.
+
+    Raises:
+        CheckpointError, OSError: the disk is full, or the place cannot be written or holds what is not a checkpoint.
+            What stands there is left whole.
+    """
     path, also = Path(path), also or {}
+    lazy = {name: as_lazy(name, t) for name, t in tensors.items()}
     require_own(path, CONFIG, INDEX, "*.safetensors", *also)
-    with replacing(path, sum(t.nbytes for t in tensors.values())) as staging:
+    with replacing(path, sum(t.nbytes for t in lazy.values())) as staging:
         staging.mkdir()
         about = {
             "format": "stripedhyena2",
             "version": VERSION,
             "config": config.to_dict(),
             "notes": notes or {},
-            "sha256": _write_weights(staging, tensors),
+            "sha256": _write_weights(staging, lazy),
         }
         if fp8_scales:
             about["fp8_scales"] = dict(fp8_scales)
@@ -154,13 +144,13 @@ def weight_files(path: str | Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def open_checkpoint(path: str | Path) -> tuple[Config, dict[str, LazyTensor]]:
-    """The config, and every tensor by name, still on disk."""
+def read(path: str | Path) -> tuple[dict[str, Any], Config, dict[str, LazyTensor]]:
+    """What config.json says, the configuration in it, and every tensor by name, still on disk."""
     about = read_about(path)
     if not isinstance(about.get("config"), dict):
         raise CheckpointError(f"{Path(path) / CONFIG} has no configuration; it is damaged")
     config = Config.from_dict(about["config"])
-    return config, {name: t for file in weight_files(path) for name, t in _open(file)}
+    return about, config, {name: t for file in weight_files(path) for name, t in _open(file)}
 
 
 def _open(file: Path) -> Iterator[tuple[str, LazyTensor]]:
@@ -188,10 +178,10 @@ def damaged(path: str | Path) -> Iterator[tuple[str, bool]]:
     Raises:
         CheckpointError: tensors were added or lost, or there are no checksums to compare with.
     """
-    recorded = read_about(path).get("sha256")
+    about, _, tensors = read(path)
+    recorded = about.get("sha256")
     if not isinstance(recorded, dict):
         raise CheckpointError(f"{path} has no checksums in its {CONFIG}; it cannot be verified")
-    _, tensors = open_checkpoint(path)
     differing = sorted(recorded.keys() ^ tensors.keys())
     if differing:
         raise CheckpointError(f"{path} does not hold just the tensors it was written with: {differing[0]}")

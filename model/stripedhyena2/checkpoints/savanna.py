@@ -58,7 +58,7 @@ def module_dict(contents: dict[str, Any]) -> dict[str, Any] | None:
     return stripped if any(key.startswith("sequential.") for key in stripped) else None
 
 
-def to_published(state: Mapping[str, Any], c: Config) -> dict[str, Any]:
+def to_vortex(state: Mapping[str, Any], c: Config) -> dict[str, Any]:
     """The dict under published names, in published forms; keys that belong to no tensor stay as they are."""
     left = {key: value for key, value in state.items() if not _REDUNDANT.fullmatch(key)}
     found: dict[str, Any] = {}
@@ -85,7 +85,7 @@ def to_published(state: Mapping[str, Any], c: Config) -> dict[str, Any]:
     return found | left
 
 
-def from_published(state: Mapping[str, LazyTensor], c: Config) -> Tensors:
+def from_vortex(state: Mapping[str, LazyTensor], c: Config) -> Tensors:
     """The tensors of a published dict under Savanna's names, in the form it trains them in.
 
     MR filters get a decay of ones, for the running filter cannot be taken apart again. LI's `p` and `gamma` give the

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stripedhyena2.atomic import replacing
 from stripedhyena2.checkpoints.lazy import LazyTensor
 from stripedhyena2.errors import CheckpointError
 
@@ -118,10 +119,15 @@ def _read_at(files: list[Path], start: int, form: Tensor) -> Tensor:
 
 
 def write(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
-    """Write a flat `.pt` dict, holding one tensor at a time in memory.
+    """Write a flat `.pt` dict under a temporary name, holding one tensor at a time in memory, then rename it.
 
     Equal LazyTensor objects under several keys share their storage in the file.
     """
+    with replacing(path, sum(t.nbytes for t in tensors.values())) as staging:
+        _write(staging, tensors)
+
+
+def _write(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     by_identity: dict[int, Tensor] = {}

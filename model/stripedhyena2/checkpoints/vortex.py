@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stripedhyena2.atomic import replacing
 from stripedhyena2.attention import rotary_frequencies
 from stripedhyena2.checkpoints import torch_file
-from stripedhyena2.checkpoints.lazy import LazyTensor, demand_names, in_memory
+from stripedhyena2.checkpoints.lazy import LazyTensor, as_lazy, check_names
 from stripedhyena2.config import PRESETS, Config
 from stripedhyena2.errors import CheckpointError
+from stripedhyena2.model import MIXERS
 
 Change = Callable[[Tensor], Tensor]
 
@@ -71,18 +71,20 @@ def entries(c: Config) -> Iterator[Entry]:
             yield Entry(f"{block}norm2.scale", f"{block}post_norm.scale")
             for ours, theirs in (("w1", "l1"), ("w2", "l2"), ("w3", "l3")):
                 yield Entry(f"{block}mlp.{ours}.weight", f"{block}mlp.{theirs}.weight")
-        if letter != "P":
-            yield from _attention(c, block) if letter == "*" else _hyena(c, block, letter)
+        if letter in _MIXERS:
+            yield from _MIXERS[letter](c, block)
 
 
-def demand_published(c: Config) -> None:
+def check_config(c: Config) -> None:
     """Raise CheckpointError unless the published format can hold models with this config."""
-    if "P" in c.layout or c.d_mlp == 0:
-        what = "Phalanx layers (P)" if "P" in c.layout else "blocks without feed-forward layers"
+    others = [letter for letter in dict.fromkeys(c.layout) if letter not in _MIXERS]
+    if others or c.d_mlp == 0:
+        what = f"{MIXERS[others[0]].name} layers ({others[0]})" if others else "blocks without feed-forward layers"
         raise CheckpointError(f"the published format has no {what}; use a native checkpoint")
 
 
-def _hyena(c: Config, block: str, letter: str) -> Iterator[Entry]:
+def _hyena(c: Config, block: str) -> Iterator[Entry]:
+    """What the three Hyena mixers have in common."""
     mixer, filt = f"{block}mixer.", f"{block}filter."
     yield Entry(f"{mixer}in_proj.weight", f"{block}projections.weight", _deinterleave, _interleave)
     if c.proj_bias:
@@ -95,18 +97,29 @@ def _hyena(c: Config, block: str, letter: str) -> Iterator[Entry]:
     )
     if c.featurizer_bias:
         yield Entry(f"{mixer}featurizer_bias", f"{filt}short_filter_bias", _deinterleave, _interleave)
-    if letter == "S":
-        yield Entry(f"{mixer}h", f"{filt}h", lambda t: _reversed(t[:, 0, :]), lambda t: _reversed(t).unsqueeze(1))
-    if letter == "D":
-        yield Entry(f"{mixer}h", f"{filt}h", lambda t: t[:, 0, :], lambda t: t.unsqueeze(1))
-    if letter == "H":
-        yield Entry(f"{mixer}log_poles", f"{filt}log_poles", lambda t: t[:, :, 0], lambda t: t.unsqueeze(2))
-        yield Entry(f"{mixer}residues", f"{filt}residues")
-    if letter in "DH":
-        yield Entry(f"{mixer}skip", f"{filt}D")
     yield Entry(f"{mixer}out_proj.weight", f"{block}out_filter_dense.weight")
     if c.hyena_out_bias:
         yield Entry(f"{mixer}out_proj.bias", f"{block}out_filter_dense.bias")
+
+
+def _hyena_se(c: Config, block: str) -> Iterator[Entry]:
+    yield from _hyena(c, block)
+    load, save = (lambda t: _reversed(t[:, 0, :])), (lambda t: _reversed(t).unsqueeze(1))
+    yield Entry(f"{block}mixer.h", f"{block}filter.h", load, save)
+
+
+def _hyena_mr(c: Config, block: str) -> Iterator[Entry]:
+    yield from _hyena(c, block)
+    yield Entry(f"{block}mixer.h", f"{block}filter.h", lambda t: t[:, 0, :], lambda t: t.unsqueeze(1))
+    yield Entry(f"{block}mixer.skip", f"{block}filter.D")
+
+
+def _hyena_li(c: Config, block: str) -> Iterator[Entry]:
+    yield from _hyena(c, block)
+    load, save = (lambda t: t[:, :, 0]), (lambda t: t.unsqueeze(2))
+    yield Entry(f"{block}mixer.log_poles", f"{block}filter.log_poles", load, save)
+    yield Entry(f"{block}mixer.residues", f"{block}filter.residues")
+    yield Entry(f"{block}mixer.skip", f"{block}filter.D")
 
 
 def _attention(c: Config, block: str) -> Iterator[Entry]:
@@ -120,6 +133,14 @@ def _attention(c: Config, block: str) -> Iterator[Entry]:
         yield Entry(f"{mixer}out_proj.bias", f"{theirs}out_proj.bias")
 
 
+_MIXERS: dict[str, Callable[[Config, str], Iterator[Entry]]] = {
+    "S": _hyena_se,
+    "D": _hyena_mr,
+    "H": _hyena_li,
+    "*": _attention,
+}
+"""The tensors of the mixers that the format has, by letter."""
+
 _FP8_STATE, _ROTARY_TABLE = ".projections._extra_state", ".rotary_emb.inv_freq"
 
 
@@ -129,12 +150,12 @@ def native_tensors(path: Path, state: Mapping[str, Any], config: Config) -> dict
     Raises:
         CheckpointError: keys are missing or unknown, tensors misshapen, or a tied unembedding is not the embedding.
     """
-    demand_published(config)
+    check_config(config)
     by_name = {e.published: e for e in entries(config)}
     beside = {key for key in state if key.endswith((_FP8_STATE, _ROTARY_TABLE))}
     if config.tie_embeddings and "unembed.weight" in state:
         beside.add("unembed.weight")
-    demand_names(path, by_name, state.keys() - beside, hint=_hint(state, config))
+    check_names(path, by_name, state.keys() - beside, hint=_hint(state, config))
     for key in by_name:
         if not isinstance(state[key], LazyTensor):
             raise CheckpointError(f"{path}: {key} is no tensor; the file is damaged or of another program")
@@ -195,30 +216,19 @@ def refine(config: Config, state: Mapping[str, Any]) -> Config:
     return dataclasses.replace(config, d_mlp=w1.form.shape[0])
 
 
-def save(path: str | Path, config: Config, tensors: Mapping[str, Tensor]) -> None:
-    """Write a published-format file: tensors by native name; written under a temporary name, then renamed."""
-    write(path, config, {name: in_memory(name, t) for name, t in tensors.items()})
-
-
-def write(path: str | Path, config: Config, tensors: Mapping[str, LazyTensor]) -> None:
-    """What `save` does, for tensors that may still be on disk: one at a time is in memory."""
-    state = published_tensors(config, tensors)
+def write(path: str | Path, config: Config, tensors: Mapping[str, Tensor | LazyTensor]) -> None:
+    """Write a file of tensors by native name; of those that are still on disk, one at a time is in memory."""
+    state = vortex_tensors(config, tensors)
     if config.tie_embeddings:
         state["unembed.weight"] = state["embedding_layer.weight"]
-    angles = in_memory("inv_freq", rotary_frequencies(config.rotary_base, config.head_dim))
+    angles = as_lazy("inv_freq", rotary_frequencies(config.rotary_base, config.head_dim))
     for i, letter in enumerate(config.layout):
         if letter == "*":
             state[f"blocks.{i}.inner_mha_cls{_ROTARY_TABLE}"] = angles
-    write_file(path, state)
+    torch_file.write(Path(path), state)
 
 
-def published_tensors(config: Config, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+def vortex_tensors(config: Config, tensors: Mapping[str, Tensor | LazyTensor]) -> dict[str, LazyTensor]:
     """Native tensors in their published form, by published name."""
-    demand_published(config)
-    return {e.published: tensors[e.native].map(e.save) for e in entries(config)}
-
-
-def write_file(path: str | Path, state: Mapping[str, LazyTensor]) -> None:
-    """Write a flat `.pt` dict under a temporary name, then rename it."""
-    with replacing(Path(path), sum(t.nbytes for t in state.values())) as staging:
-        torch_file.write(staging, state)
+    check_config(config)
+    return {e.published: as_lazy(e.native, tensors[e.native]).map(e.save) for e in entries(config)}
