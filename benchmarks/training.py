@@ -13,11 +13,11 @@ import statistics
 
 import torch
 
-from evo2cli.measure.time import timed
+from evo2cli.measure.memory import memory_in_use
+from evo2cli.measure.time import peak_flops, timed
 from evo2cli.training.evaluation import next_base_loss
 from evo2cli.training.optimization import OPTIMIZERS, optimizers
 from evo2cli.training.run import recompute_blocks
-from evo2cli.training.utilization import memory_in_use, peak_flops
 from stripedhyena2 import preset
 from stripedhyena2.initialization import new_model, prepare_for_training
 from stripedhyena2.model import flops_per_token, training_flops

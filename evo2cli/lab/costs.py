@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from evo2cli.lab.loop import Learner
+from evo2cli.measure.memory import kept_for_backward
 from evo2cli.measure.time import timed
 from stripedhyena2 import StripedHyena2
 
@@ -36,19 +37,7 @@ def training_bytes(learner: Learner) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         learner.one_step()
         return torch.cuda.max_memory_allocated(device)
-    own = {p.untyped_storage().data_ptr() for p in weights}
-    kept: dict[int, int] = {}
-
-    def keep(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        loss = learner.loss(learner.step)
-    del loss
-    return 4 * sum(p.nbytes for p in weights) + sum(kept.values())
+    return 4 * sum(p.nbytes for p in weights) + kept_for_backward(lambda: learner.loss(learner.step), weights)
 
 
 @torch.inference_mode()

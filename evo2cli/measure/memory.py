@@ -1,12 +1,14 @@
-"""How much memory a model takes: its weights, the states of sequences, and what a forward pass works with."""
+"""How much memory a model takes: weights, states, what a forward pass works with, what it keeps for a backward pass."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stripedhyena2 import Config, StripedHyena2
 from stripedhyena2.checkpoints import parameter_dtype
@@ -34,6 +36,16 @@ def free_memory(device: torch.device) -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     return psutil.virtual_memory().available
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: the most allocated so far on a GPU, the most resident so far of this process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # which Windows does not have
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def needed(
@@ -83,3 +95,21 @@ def working_bytes(config: Config, dtype: torch.dtype, tokens: int) -> int:
     c = config
     mixer, mlp, logits = 16 * c.d_model, 3 * c.d_mlp + 3 * c.d_model, 4 * c.vocab_size
     return tokens * max(max(mixer, mlp) * dtype.itemsize, logits * 4)
+
+
+def kept_for_backward(loss: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
+    """Bytes of the tensors that autograd keeps of computing a loss, the parameters left out.
+
+    On the meta device they are counted without being there.
+    """
+    own = {p.untyped_storage()._cdata for p in parameters}
+    kept: dict[int, Tensor] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        if t.untyped_storage()._cdata not in own:
+            kept[t.untyped_storage()._cdata] = t  # held, so that no other storage gets the same address
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        loss()
+    return sum(t.untyped_storage().nbytes() for t in kept.values())

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from evo2cli.measure.memory import kept_for_backward
 from evo2cli.training.optimization import split_matrices
 from evo2cli.training.run import recompute_blocks
 from evo2cli.training.settings import Settings
@@ -55,24 +56,13 @@ def estimate(settings: Settings, world: int, cp: int) -> Estimate:
         weights=4 * n // shards,
         gradients=4 * trained // shards,
         optimizer=(8 * trained - 4 * matrices) // shards,
-        activations=kept_for_backward(model, rows, -(-settings.seq_len // cp)),
+        activations=activations(model, rows, -(-settings.seq_len // cp)),
         flops_per_token=training_flops(config, settings.seq_len),
         tokens=settings.steps * settings.batch_size * settings.seq_len,
     )
 
 
-def kept_for_backward(model: StripedHyena2, rows: int, length: int) -> int:
+def activations(model: StripedHyena2, rows: int, length: int) -> int:
     """Bytes that autograd keeps of a forward pass of (rows, length) tokens, the loss's included."""
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(t: Tensor) -> Tensor:
-        if t.untyped_storage()._cdata not in own:
-            kept[t.untyped_storage()._cdata] = t
-        return t
-
-    device = model.embedding.weight.device
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        ids = torch.zeros(rows, length, dtype=torch.long, device=device)
-        torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
-    return sum(t.untyped_storage().nbytes() for t in kept.values())
+    ids = torch.zeros(rows, length, dtype=torch.long, device=model.embedding.weight.device)
+    return kept_for_backward(lambda: cross_entropy(model(ids).flatten(0, 1), ids.flatten()), model.parameters())

@@ -26,6 +26,8 @@ from torch.utils.checkpoint import checkpoint
 from evo2cli.distributed import ALONE, Split, World
 from evo2cli.errors import UserError
 from evo2cli.io.atomic import replacing
+from evo2cli.measure.memory import memory_in_use
+from evo2cli.measure.time import peak_flops
 from evo2cli.models.open import open_model
 from evo2cli.training.checkpoints import TRAINING, Checkpoints, load_training, running_copy
 from evo2cli.training.data import Batch, Corpus, find_files
@@ -41,7 +43,6 @@ from evo2cli.training.parallel import (
 from evo2cli.training.settings import Settings
 from evo2cli.training.splits import hold_out, only
 from evo2cli.training.store import default_folder
-from evo2cli.training.utilization import memory_in_use, peak_flops
 from stripedhyena2 import Config, StripedHyena2
 from stripedhyena2.checkpoints import native, parameter_dtype
 from stripedhyena2.initialization import new_model, prepare_for_training

@@ -364,13 +364,13 @@ def test_tensorboard_gets_what_the_log_gets(settings, start, tmp_path):
 
 
 def test_estimate(settings, fasta, capsys):
-    from evo2cli.training.estimate import estimate, kept_for_backward
+    from evo2cli.training.estimate import activations, estimate
 
     model = new_model(Config.from_dict(settings().config), 0)
     n = sum(p.numel() for p in model.parameters())
     e = estimate(settings(), 1, 1)
     assert (e.parameters, e.trained, e.weights, e.gradients, e.optimizer) == (n, n, 4 * n, 4 * n, 8 * n)
-    assert e.activations == pytest.approx(kept_for_backward(model, 4, 64), rel=0.15)  # what really is kept
+    assert e.activations == pytest.approx(activations(model, 4, 64), rel=0.15)  # what really is kept
     assert e.tokens == 6 * 4 * 64
     sharded = estimate(settings(parallel="fsdp"), 4, 2)
     assert sharded.weights == n  # 4 bytes over 4 processes
