@@ -84,10 +84,10 @@ def _exchange(a: Path, b: Path) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
         at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-        return libc.renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
+        return bool(libc.renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0)
     if sys.platform == "darwin":
         swap = 2  # RENAME_SWAP
-        return libc.renamex_np(os.fsencode(a), os.fsencode(b), swap) == 0
+        return bool(libc.renamex_np(os.fsencode(a), os.fsencode(b), swap) == 0)
     return False
 
 

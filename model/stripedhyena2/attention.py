@@ -155,7 +155,7 @@ def _query_blocks(q: Tensor, k: Tensor) -> list[slice]:
 
 def _scores(q: Tensor, k: Tensor, rows: slice, causal: bool) -> Tensor:
     acc = torch.promote_types(q.dtype, torch.float32)
-    scores = q[:, :, rows].to(acc) @ k.to(acc).transpose(2, 3) * q.shape[3] ** -0.5
+    scores: Tensor = q[:, :, rows].to(acc) @ k.to(acc).transpose(2, 3) * q.shape[3] ** -0.5
     if causal:
         seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()[rows]
         scores = scores.masked_fill(~seen, -torch.inf)

@@ -367,7 +367,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         acc = torch.promote_types(x.dtype, torch.float32)
-        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=acc) * x.shape[-1] ** -0.5
+        rms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=acc) * x.shape[-1] ** -0.5
         return (x / (rms + self.eps)).to(x.dtype) * self.scale
 
 

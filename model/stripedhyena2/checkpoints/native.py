@@ -169,7 +169,8 @@ def _open(file: Path) -> Iterator[tuple[str, LazyTensor]]:
 def _read(file: Path, name: str) -> Tensor:
     # The file is mapped for one tensor at a time: pages once mapped count as this process's memory.
     with safe_open(file, framework="pt") as weights:
-        return weights.get_tensor(name).clone()
+        mapped: Tensor = weights.get_tensor(name)
+        return mapped.clone()
 
 
 def damaged(path: str | Path) -> Iterator[tuple[str, bool]]:

@@ -74,7 +74,8 @@ def transform(shards: Shards, x: Tensor) -> Tensor:
         signs, twiddles = _butterfly(shards, S, distance, z)
         z = torch.addcmul(other, z, signs) * twiddles
         distance //= 2
-    return torch.fft.fft(z, dim=2)
+    frequencies: Tensor = torch.fft.fft(z, dim=2)
+    return frequencies
 
 
 def inverse(shards: Shards, z: Tensor) -> Tensor:

@@ -188,7 +188,8 @@ def end_states(p: Tensor, log_poles: Tensor) -> Tensor:
     to_block = torch.exp(log_poles[:, None] * (BLOCK * steps[:blocks, None]))
     backwards = torch.nn.functional.pad(p.to(log_poles.dtype).flip(1), (0, 0, 0, blocks * BLOCK - S))
     ends = torch.bmm(backwards.permute(2, 0, 1).reshape(D, R * blocks, BLOCK), within)
-    return (ends.unflatten(1, (R, blocks)) * to_block[:, None]).sum(2).transpose(0, 1)
+    by_block: Tensor = ends.unflatten(1, (R, blocks)) * to_block[:, None]
+    return by_block.sum(2).transpose(0, 1)
 
 
 def _by_state(

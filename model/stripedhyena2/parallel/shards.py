@@ -27,11 +27,13 @@ class Shards:
     def rows(self, x: Tensor) -> Tensor:
         """This rank's part x (B, n * S, ...) with each shard as a sequence of its own (B * n, S, ...)."""
         n = self.layout.per_rank
-        return x.unflatten(1, (n, x.shape[1] // n)).flatten(0, 1)
+        shards: Tensor = x.unflatten(1, (n, x.shape[1] // n))
+        return shards.flatten(0, 1)
 
     def unrows(self, rows: Tensor) -> Tensor:
         """The inverse of `rows`."""
-        return rows.unflatten(0, (-1, self.layout.per_rank)).flatten(1, 2)
+        shards: Tensor = rows.unflatten(0, (-1, self.layout.per_rank))
+        return shards.flatten(1, 2)
 
     def start_shift(self, rows: Tensor, distance: int) -> PendingTransfer:
         """Start sending what belongs to each shard, rows (B * n, ...), to the shard `distance` further on;
