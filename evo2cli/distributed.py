@@ -101,8 +101,10 @@ class World:
         """What --device means to this process: with auto or cuda, each process of a machine has a GPU of its own."""
         import torch
 
-        if self.size == 1 or asked not in ("auto", "cuda") or not torch.cuda.is_available():
+        if self.size == 1 or asked not in ("auto", "cuda"):
             return asked
+        if not torch.cuda.is_available():
+            return "cpu" if asked == "auto" else asked
         return f"cuda:{self.local_rank}"
 
     def rows(self, batch_size: int) -> range:

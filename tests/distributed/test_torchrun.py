@@ -125,7 +125,7 @@ def test_groups_of_ranks_take_all_rows_of_a_batch_once(cp, batch_size):
         ("cuda", True, 4, "cuda:3"),
         ("cuda:1", True, 4, "cuda:1"),
         ("cpu", True, 4, "cpu"),
-        ("auto", False, 4, "auto"),
+        ("auto", False, 4, "cpu"),
         ("auto", True, 1, "auto"),
     ],
 )

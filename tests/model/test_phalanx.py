@@ -177,4 +177,4 @@ def test_what_does_not_fit_is_refused(tmp_path):
         with pytest.raises(CheckpointError, match=f"the published format has no {what}"):
             vortex.write(tmp_path / "m.pt", config, {})
         with pytest.raises(CheckpointError, match=f"the published format has no {what}"):
-            vortex.native_tensors(tmp_path / "m.pt", {}, config)
+            vortex.read(tmp_path / "m.pt", {}, config)

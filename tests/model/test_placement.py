@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stripedhyena2 import load_model
 from stripedhyena2.checkpoints import build, open_checkpoint
-from stripedhyena2.parallel.placement import _bring_inputs, assign_blocks, connect
+from stripedhyena2.parallel.placement import assign_blocks, bring_inputs, connect
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"
 PT, YML = DATA / "evo2-like-d96.pt", DATA / "evo2-like-d96.yml"
@@ -40,8 +40,8 @@ def test_one_device_twice_gives_the_same_numbers():
         model = load_model(PT, config=YML, device=["cpu", "cpu"])
         torch.testing.assert_close(model(IDS), expected, atol=1e-4, rtol=1e-4)
         for block in model.blocks:
-            _bring_inputs(block, torch.device("cpu"))
-        _bring_inputs(model.norm, torch.device("cpu"))
+            bring_inputs(block, torch.device("cpu"))
+        bring_inputs(model.norm, torch.device("cpu"))
         torch.testing.assert_close(model(IDS), expected, atol=1e-4, rtol=1e-4)
         first, state = model.extend(IDS[:, :20], model.initial_state(2))
         rest = [model.extend(IDS[:, 20:], state)[0] for _ in range(2)]
@@ -53,7 +53,7 @@ def test_a_state_that_is_in_place_keeps_its_buffer():
     """Else every decoded token would copy the keys and values of all before it."""
     model = load_model(PT, config=YML)
     attention = model.config.layout.index("*")
-    _bring_inputs(model.blocks[attention], torch.device("cpu"))
+    bring_inputs(model.blocks[attention], torch.device("cpu"))
     with torch.inference_mode():
         _, state = model.extend(IDS[:, :20], model.initial_state(2))
         _, state = model.extend(IDS[:, 20:21], state)

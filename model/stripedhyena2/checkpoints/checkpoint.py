@@ -94,7 +94,7 @@ def open_checkpoint(path: str | Path, config: Config | str | Path | None = None)
         "vortex" if training is None else "savanna",
         files_of(path),
         resolved,
-        vortex.native_tensors(path, state, resolved),
+        vortex.read(path, state, resolved),
         fp8_scales=vortex.fp8_scales(state, resolved),
         remarks=remarks,
     )

@@ -144,7 +144,7 @@ _MIXERS: dict[str, Callable[[Config, str], Iterator[Entry]]] = {
 _FP8_STATE, _ROTARY_TABLE = ".projections._extra_state", ".rotary_emb.inv_freq"
 
 
-def native_tensors(path: Path, state: Mapping[str, Any], config: Config) -> dict[str, LazyTensor]:
+def read(path: Path, state: Mapping[str, Any], config: Config) -> dict[str, LazyTensor]:
     """Every native tensor, of the dict of a file; its keys must be just those of the config.
 
     Raises:

@@ -46,11 +46,11 @@ def connect(model: StripedHyena2, place: Place) -> None:
     if all(place(f"blocks.{i}") == home for i in range(len(model.blocks))):
         return
     for i, block in enumerate(model.blocks):
-        _bring_inputs(block, place(f"blocks.{i}"))
-    _bring_inputs(model.norm, home)
+        bring_inputs(block, place(f"blocks.{i}"))
+    bring_inputs(model.norm, home)
 
 
-def _bring_inputs(module: nn.Module, device: torch.device) -> None:
+def bring_inputs(module: nn.Module, device: torch.device) -> None:
     def bring(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return value.to(device)
