@@ -1,4 +1,4 @@
-"""Errors about models, configurations and checkpoints: one line, what is wrong and how to mend it."""
+"""Errors about models, configurations and checkpoints: one line, what is wrong and how to fix it."""
 
 
 class ModelError(ValueError):

@@ -337,7 +337,7 @@ class Phalanx(Mixer):
         if c.d_model % cls.head_dim:
             raise ConfigError(f"d_model {c.d_model} is not a multiple of {cls.head_dim}, as Phalanx layers (P) need")
         if kv_heads < 1 or heads % kv_heads:
-            raise ConfigError(f"{heads} Phalanx heads do not share {kv_heads} phalanx_kv_heads")
+            raise ConfigError(f"{heads} Phalanx heads cannot share {kv_heads} phalanx_kv_heads evenly")
 
     @classmethod
     def flops(cls, c: Config, length: int) -> dict[str, float]:

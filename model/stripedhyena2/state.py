@@ -225,8 +225,8 @@ class ModelState:
 
     @staticmethod
     def load(path: str | Path, device: torch.device | str = "cpu") -> ModelState:
-        """Read what `save` wrote; CheckpointError where the file is no state."""
+        """Read what `save` wrote; CheckpointError where the file is not a state."""
         try:
             return ModelState.from_tensors(load_file(path, device=str(device)))
         except (OSError, SafetensorError, KeyError) as e:
-            raise CheckpointError(f"{path} is no saved state, or damaged ({e}); make it again") from e
+            raise CheckpointError(f"{path} is not a saved state, or is damaged ({e}); make it again") from e

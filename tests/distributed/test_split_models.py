@@ -111,12 +111,12 @@ def refused(strategies, config):
 @pytest.mark.parametrize(
     ("fields", "strategies", "message"),
     [
-        ({"n_heads": 2}, Strategies(attention="a2a"), "2 heads to 4 ranks, which is not even; use 1, 2 ranks"),
-        ({"se_groups": 2}, Strategies(fir="a2a"), "2 groups of filters to 4 ranks"),
+        ({"n_heads": 2}, Strategies(attention="a2a"), "2 heads evenly to 4 ranks; use 1, 2 ranks"),
+        ({"se_groups": 2}, Strategies(fir="a2a"), "2 groups of filters evenly to 4 ranks"),
         (
             {"layout": "H", "d_model": 6, "n_heads": 1, "se_groups": 2, "mr_groups": 2},
             Strategies(li="a2a"),
-            "6 channels to 4 ranks",
+            "6 channels evenly to 4 ranks",
         ),
     ],
 )

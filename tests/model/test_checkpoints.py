@@ -134,7 +134,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, monkeypatch):
     refuse(write(tmp_path, [1, 2]), "no dict of named tensors")
     with zipfile.ZipFile(tmp_path / "other.pt", "w") as other:
         other.writestr("a/readme.txt", "hello")
-    refuse(tmp_path / "other.pt", "a zip file but no checkpoint")
+    refuse(tmp_path / "other.pt", "a zip file but not a checkpoint")
     with zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as small, zipfile.ZipFile(PT) as plain:
         for name in plain.namelist():
             small.writestr(name, plain.read(name))
@@ -151,7 +151,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, monkeypatch):
 
 def test_a_name_without_preset_asks_for_a_configuration(tmp_path):
     lone = shutil.copy(PT, tmp_path)
-    refuse(lone, "give its configuration: a preset or a YAML", config=None)
+    refuse(lone, "give its configuration, a preset or a YAML", config=None)
     shutil.copy(YML, tmp_path)
     assert load_model(lone).config == read_config(YML)
 

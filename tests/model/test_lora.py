@@ -67,7 +67,7 @@ def test_an_adapter_travels_alone(tmp_path):
     loaded = load_adapter(new_model(TINY, 0), tmp_path / "adapter")
     assert torch.allclose(loaded(IDS), model(IDS), atol=1e-6)
     other = new_model(Config(**(TINY.to_dict() | {"d_mlp": 32})), 0)
-    with pytest.raises(CheckpointError, match="adapter of another model"):
+    with pytest.raises(CheckpointError, match="adapter for another model"):
         load_adapter(other, tmp_path / "adapter")
     with pytest.raises(CheckpointError, match="holds no adapter"):
         load_adapter(new_model(TINY, 0), tmp_path)

@@ -169,7 +169,7 @@ def test_blocks_without_feed_forward_layers(tmp_path):
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="d_model 24 is not a multiple of 16"):
         Config(layout="P", **SHAPE | {"d_model": 24})
-    with pytest.raises(ConfigError, match="4 Phalanx heads do not share 3 phalanx_kv_heads"):
+    with pytest.raises(ConfigError, match="4 Phalanx heads cannot share 3 phalanx_kv_heads"):
         Config(layout="P", phalanx_kv_heads=3, **SHAPE)
     with pytest.raises(ConfigError, match="d_mlp must be at least 0"):
         Config(layout="S", **SHAPE | {"d_mlp": -1})

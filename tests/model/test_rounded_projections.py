@@ -195,6 +195,6 @@ def test_int8_takes_a_quarter_of_float32():
 
 def test_a_rounded_model_is_not_saved(opened, tmp_path):
     for model in (load(quantize), emulated(opened, True)):
-        with pytest.raises(CheckpointError, match=r"is rounded .* not saved"):
+        with pytest.raises(CheckpointError, match=r"rounded on loading .* cannot be saved"):
             save_model(model, tmp_path / "m")
     assert not (tmp_path / "m").exists()

@@ -56,7 +56,7 @@ def test_what_is_no_state_is_refused(model, tmp_path):
     model.initial_state(1).save(tmp_path / "state")
     (tmp_path / "cut").write_bytes((tmp_path / "state").read_bytes()[:-1])
     for name in ("text", "cut", "none"):
-        with pytest.raises(CheckpointError, match=f"{name} is no saved state"):
+        with pytest.raises(CheckpointError, match=f"{name} is not a saved state"):
             ModelState.load(tmp_path / name)
 
 

@@ -74,7 +74,9 @@ def save_model(model: StripedHyena2, path: str | Path, *, notes: dict[str, Any] 
     tensors = dict(running_tensors(model))
     wanted = dict(skeleton(model.config).named_parameters())
     if tensors.keys() != wanted.keys():
-        raise CheckpointError("this model is rounded (FP8 or int8) and not saved; load it without, or convert its file")
+        raise CheckpointError(
+            "a model rounded on loading (FP8 or int8) cannot be saved; load it without rounding, or convert its file"
+        )
     native.write(path, model.config, tensors, notes=notes)
 
 

@@ -81,7 +81,7 @@ def open_checkpoint(path: str | Path, config: Config | str | Path | None = None)
     training = savanna.module_dict(contents)
     state = contents if training is None else training
     if not all(isinstance(key, str) for key in state):
-        raise CheckpointError(f"{path} is no checkpoint: its keys are not all names of tensors")
+        raise CheckpointError(f"{path} is not a checkpoint: not all of its keys are names of tensors")
     asked = _config_for(path, config, state)
     if training is not None:
         state = savanna.to_vortex(training, asked)
@@ -102,7 +102,7 @@ def open_checkpoint(path: str | Path, config: Config | str | Path | None = None)
 
 def _open_native(path: Path, config: Config | str | Path | None) -> Checkpoint:
     if config is not None:
-        raise CheckpointError(f"{path} is a native checkpoint and has its configuration inside; give none")
+        raise CheckpointError(f"{path} is a native checkpoint, which contains its configuration; give none")
     about, resolved, tensors = native.read(path)
     return Checkpoint(
         path,
@@ -128,7 +128,7 @@ def _config_for(path: Path, config: Config | str | Path | None, state: Mapping[s
     fitting = vortex.fitting_presets(state)
     guess = f" (its tensors fit {', '.join(fitting)})" if fitting else ""
     raise CheckpointError(
-        f"{path} has no preset's name and no YAML beside it; give its configuration: a preset{guess} or a YAML"
+        f"{path} has no preset's name and no YAML file beside it; give its configuration, a preset{guess} or a YAML"
     )
 
 

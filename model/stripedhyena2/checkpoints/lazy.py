@@ -39,7 +39,7 @@ def combine(change: Callable[..., Tensor], *parts: LazyTensor) -> LazyTensor:
         form = change(*(part.form for part in parts))
     except (RuntimeError, IndexError) as e:
         shapes = " and ".join(f"{part.name} {tuple(part.form.shape)}" for part in parts)
-        raise CheckpointError(f"unexpected shape of {shapes}; the file fits no model of this configuration") from e
+        raise CheckpointError(f"unexpected shape of {shapes}; the file does not fit this configuration") from e
     return LazyTensor(parts[0].name, form, lambda: change(*(part.read() for part in parts)))
 
 

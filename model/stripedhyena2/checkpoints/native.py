@@ -125,7 +125,7 @@ def _read_json(file: Path, otherwise: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as e:
         raise CheckpointError(f"{file} is not valid JSON: {e}") from e
     if not isinstance(contents, dict):
-        raise CheckpointError(f"{file} holds no mapping; it is damaged or of another program")
+        raise CheckpointError(f"{file} holds no mapping; it is damaged, or from another program")
     return contents
 
 
@@ -140,7 +140,7 @@ def weight_files(path: str | Path) -> list[Path]:
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{folder / INDEX} is refused: {name!r} is no safetensors file of the same folder")
+            raise CheckpointError(f"{folder / INDEX} is refused: {name!r} is not a safetensors file in the same folder")
     return [folder / name for name in names]
 
 
@@ -160,7 +160,7 @@ def _open(file: Path) -> Iterator[tuple[str, LazyTensor]]:
             for name, form in forms.items():
                 dtype, shape = _DTYPES.get(form.get_dtype()), form.get_shape()
                 if dtype is None:
-                    raise CheckpointError(f"{file}: {name} is of the dtype {form.get_dtype()}, no floating point")
+                    raise CheckpointError(f"{file}: {name} has the dtype {form.get_dtype()}, not floating point")
                 yield name, LazyTensor(name, torch.empty(shape, dtype=dtype, device="meta"), partial(_read, file, name))
     except (OSError, SafetensorError) as e:
         raise CheckpointError(f"cannot read {file}: {e}; the file is damaged or missing") from e

@@ -45,7 +45,7 @@ def read(path: Path) -> dict[str, Any]:
         contents = _unpickle(path, file)
         size = file.seek(0, os.SEEK_END)
     if not isinstance(contents, dict):
-        raise CheckpointError(f"{path} is no checkpoint: it holds no dict of named tensors; {_RESAVE}")
+        raise CheckpointError(f"{path} is not a checkpoint: it holds no dict of named tensors; {_RESAVE}")
     return {key: _lazy(path, files, size, key, value) for key, value in contents.items()}
 
 
@@ -53,13 +53,15 @@ def _demand_plain_zip(path: Path, file: io.BufferedReader[Any]) -> None:
     try:
         records = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e:
-        raise CheckpointError(f"{path} is not a readable checkpoint (cut short, or no .pt); download it again") from e
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint (truncated, or not a .pt file); download it again"
+        ) from e
     if not any(record.filename.endswith("/data.pkl") for record in records):
         raise CheckpointError(
-            f"{path} is a zip file but no checkpoint; give a native directory or a published .pt file"
+            f"{path} is a zip file but not a checkpoint; give a native directory or a published .pt file"
         )
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise CheckpointError(f"{path} is refused: its records are compressed, which torch never does; {_RESAVE}")
+        raise CheckpointError(f"{path} is refused: its records are compressed, which PyTorch never does; {_RESAVE}")
 
 
 def _unpickle(path: Path, file: io.BufferedReader[Any]) -> Any:
@@ -91,7 +93,7 @@ def _lazy(path: Path, files: list[Path], size: int, key: str, value: Any) -> Any
     if not isinstance(value, Tensor):
         return value
     if value.layout != torch.strided or value.is_quantized:
-        raise CheckpointError(f"{path}: {key} is no plain tensor; {_RESAVE}")
+        raise CheckpointError(f"{path}: {key} is not a plain tensor; {_RESAVE}")
     storage: Any = value.untyped_storage()
     start = storage._checkpoint_offset + value.storage_offset() * value.itemsize
     if start + _span(value) * value.itemsize > size:
@@ -174,7 +176,7 @@ def files_of(path: Path) -> list[Path]:
     numbers = sorted(number for number, _ in numbered)
     if numbers != list(range(len(numbers))):
         here = ", ".join(map(str, numbers))
-        raise CheckpointError(f"{path} needs the parts 0, 1, 2, ... each once, here are {here}; download the others")
+        raise CheckpointError(f"{path} needs the parts 0, 1, 2, ... each once, but has {here}; download the others")
     return [file for _, file in sorted(numbered)]
 
 

@@ -158,7 +158,7 @@ def read(path: Path, state: Mapping[str, Any], config: Config) -> dict[str, Lazy
     check_names(path, by_name, state.keys() - beside, hint=_hint(state, config))
     for key in by_name:
         if not isinstance(state[key], LazyTensor):
-            raise CheckpointError(f"{path}: {key} is no tensor; the file is damaged or of another program")
+            raise CheckpointError(f"{path}: {key} is not a tensor; the file is damaged, or from another program")
     if "unembed.weight" in beside:
         unembedding, embedding = (state[key].read() for key in ("unembed.weight", "embedding_layer.weight"))
         if not torch.equal(unembedding, embedding):
@@ -202,7 +202,7 @@ def _stored_scales(stored: io.BytesIO) -> list[float] | None:
     try:
         metadata = torch.load(io.BytesIO(stored.getvalue()), map_location="cpu", weights_only=True)
         scales = metadata["scale_fwd"][:2].double()
-    except Exception:  # of another version, or of objects that are not read: there is no stored scale then
+    except Exception:  # another version, or objects that are not read: then there is no stored scale
         return None
     usable = scales.shape == (2,) and bool(torch.isfinite(scales).all()) and bool((scales > 0).all())
     return scales.tolist() if usable else None

@@ -36,7 +36,7 @@ def _config(c: dict[str, Any]) -> Config:
                 raise ConfigError(f"{key}_layer_idxs names layer {i} of {len(letters)}")
             letters[i] = letter
     if "?" in letters:
-        raise ConfigError(f"layer {letters.index('?')} is of no kind; name it in one of the *_layer_idxs")
+        raise ConfigError(f"layer {letters.index('?')} has no kind; list it in one of the *_layer_idxs")
     for field, wanted in (
         ("hcl_filter_groups", c["hidden_size"]),
         ("proj_groups", 1),
@@ -46,7 +46,7 @@ def _config(c: dict[str, Any]) -> Config:
         ("column_split", True),
     ):
         if c.get(field, wanted) != wanted:
-            raise ConfigError(f"{field} {c[field]} is not supported, only {wanted}")
+            raise ConfigError(f"{field} {c[field]} is not supported; only {wanted} is")
     return Config(
         layout="".join(letters),
         d_model=c["hidden_size"],

@@ -23,7 +23,7 @@ from stripedhyena2.model import StripedHyena2
 DEFAULT_TARGETS = ("*.in_proj", "*.qkv_proj", "*.out_proj", "*.mlp.w?")
 """All projections and MLPs."""
 ALSO = {"biases": "*bias", "norms": "*norm*.scale", "filters": "*mixer.*"}
-"""What may train along with the adapters: in a Hyena mixer all that is no linear layer is a filter."""
+"""What may train along with the adapters: in a Hyena mixer everything but the linear layers is a filter."""
 ADAPTER, ABOUT = "adapter.safetensors", "adapter.json"
 
 
@@ -77,7 +77,7 @@ def add_lora(
     """
     unknown = sorted(set(also) - set(ALSO))
     if unknown:
-        raise ConfigError(f"{unknown[0]} cannot be trained with adapters; of {', '.join(ALSO)}")
+        raise ConfigError(f"{unknown[0]} cannot be trained with adapters; choose from {', '.join(ALSO)}")
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     for target in targets:
         if not fnmatch.filter(linear, target):
@@ -143,7 +143,7 @@ def load_adapter(model: StripedHyena2, path: str | Path) -> StripedHyena2:
     add_lora(model, about["rank"], about["alpha"], targets=tuple(about["targets"]), also=tuple(about["also"]))
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if {n: p.shape for n, p in own.items()} != {n: t.shape for n, t in tensors.items()}:
-        raise CheckpointError(f"{path} is the adapter of another model ({about.get('base')}); give that one")
+        raise CheckpointError(f"{path} is an adapter for another model ({about.get('base')}); use it with that one")
     with torch.no_grad():
         for name, p in own.items():
             p.copy_(tensors[name])

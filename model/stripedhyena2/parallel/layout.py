@@ -59,7 +59,7 @@ class Layout:
         """Raise ValueError unless n (heads, groups of filters, ...) deal evenly to the ranks."""
         if n % self.size:
             fitting = ", ".join(str(size) for size in range(1, n + 1) if n % size == 0)
-            raise ValueError(f"a2a deals {n} {what} to {self.size} ranks, which is not even; use {fitting} ranks")
+            raise ValueError(f"a2a cannot deal {n} {what} evenly to {self.size} ranks; use {fitting} ranks")
 
     def padded(self, length: int, shortest: int = 1) -> int:
         """The smallest length, from `length` on, that cuts into shards of at least `shortest` tokens."""
