@@ -93,9 +93,9 @@ def generate(
     import torch
 
     from evo2cli.errors import UsageError
-    from evo2cli.inference.engine import Sample, run_prefix
     from evo2cli.inference.engine import generate as samples_of
-    from evo2cli.inference.prefix import Prefix
+    from evo2cli.inference.prefix import Prefix, run_prefix
+    from evo2cli.inference.requests import Sample
     from evo2cli.inference.sampling import Sampler
     from evo2cli.io.outputs import open_output
     from evo2cli.io.sequences import Record

@@ -1,58 +1,33 @@
-"""Generation by continuous batching: rows leave a batch as they finish and the next take their places.
+"""Generation by continuous batching: requests join the running batch and leave it at any time.
 
-A prompt is run once, in chunks; its samples start from copies of that one state.
+A prompt is run once, in chunks between the steps of decoding; its samples start from copies of that one state.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from evo2cli.inference.decoding import Decoder, Record, recorder
+from evo2cli.inference.decoding import Decoder, recorder
 from evo2cli.inference.likelihood import log_p
 from evo2cli.inference.prefix import Prefix
+from evo2cli.inference.requests import Request, RequestTooLarge, Sample, Turns
 from evo2cli.inference.sampling import Sampler, prompt_key, uniform
-from evo2cli.inference.stream import prefill
-from evo2cli.io.tokens import EOD
-from evo2cli.measure.memory import free_memory
+from evo2cli.inference.stream import as_ids, chunk_length, stream
+from evo2cli.measure.memory import free_memory, state_bytes
 from stripedhyena2 import ModelState, StripedHyena2
 from stripedhyena2.layers.linear import packed
 
 TOKENS_TO_PACK_FOR = 32
 """Packing takes about what ten tokens do, and saves a quarter of every one."""
-
-
-@dataclass
-class Sample:
-    """One continuation of one prompt: `tokens` without the prompt, and the model's log p of each of them.
-
-    The log-probabilities are the model's own, before temperature and restrictions. `ended` says what ended the sample:
-    length, eod (the model ended the document) or stop (a stop string; it is the end of `tokens`). `logits`, where they
-    were asked for, has those (V,) that each token was drawn from, on the CPU.
-    """
-
-    prompt: int
-    sample: int
-    tokens: bytearray = field(default_factory=bytearray)
-    logprobs: list[float] = field(default_factory=list)
-    ended: str | None = None
-    logits: list[Tensor] = field(default_factory=list, repr=False)
-
-    @property
-    def mean_logprob(self) -> float:
-        return sum(self.logprobs) / len(self.logprobs) if self.logprobs else 0.0
-
-
-def run_prefix(model: StripedHyena2, tokens: bytes, after: Prefix | None = None, chunk: int | None = None) -> Prefix:
-    """The prefix that these tokens make, behind another one if there is one; not both may be empty."""
-    if after is None:
-        return Prefix(tokens, *prefill(model, tokens, chunk=chunk))
-    return Prefix(after.tokens + tokens, *prefill(model, tokens, after.state, chunk)) if tokens else after
+STATE_COPIES = 2
+"""A state exists twice while its keys and values move to a larger buffer, or into another batch."""
 
 
 @torch.inference_mode()
@@ -72,122 +47,299 @@ def generate(
     keep_logits: bool = False,
     cuda_graph: bool = True,
 ) -> Iterator[Sample]:
-    """Samples of every prompt, in the order of the prompts and then of the sample numbers.
+    """Samples of every prompt, in the order of the prompts and then of the sample numbers, made as they are drawn.
 
     Args:
         prompts: of at least one byte each; they may differ in length.
-        n_tokens: the most tokens a sample gets.
+        n_tokens, stop, keep_logits, on_token: as in `Request`.
         after: what stands before every prompt and has been run already; prompts may then be empty.
         num_samples: of each prompt, or a number for each.
         batch_size: rows decoded at once; a sample does not depend on it.
-        stop: a sample ends when it ends in one of these.
-        on_token: called with every token as it is drawn, and the sample it belongs to.
-        keep_logits: keep every token's logits in its sample.
-        cuda_graph: let a GPU decode under a CUDA graph, where the same rows go on for a while.
+        prefill_chunk, cuda_graph: as in `Engine`.
     """
-    sampler = sampler or Sampler()
+    engine = Engine(model, batch_size=batch_size, prefill_chunk=prefill_chunk, cuda_graph=cuda_graph)
     counts = [num_samples] * len(prompts) if isinstance(num_samples, int) else num_samples
-    waiting = deque(Sample(i, j) for i, count in enumerate(counts) for j in range(count))
-    order = deque(waiting)
-    batch = _Batch(model, prompts, after, prefill_chunk, keep_logits, recorder(model) if cuda_graph else None)
-    with _fast_layers(model, n_tokens):
-        while order:
-            while waiting and len(batch.rows) < batch_size:
-                room = batch_size - len(batch.rows)
-                same = [s for s in list(waiting)[:room] if s.prompt == waiting[0].prompt]
-                for _ in same:
-                    waiting.popleft()
-                batch.admit(same)
-            if n_tokens > 0:
-                batch.draw(sampler, seed, on_token)
-            for row in batch.rows:
-                row.ended = _ending(row, n_tokens, stop)
-            batch.drop_ended()
-            batch.run()
-            while order and order[0].ended:
-                yield order.popleft()
+    common = Request(
+        b"", n_tokens, 0, 1, after, sampler or Sampler(), seed, stop, keep_logits, on_token, client="generate"
+    )
+    requests = (
+        replace(common, prompt=prompt, number=number, num_samples=count)
+        for number, (prompt, count) in enumerate(zip(prompts, counts, strict=True))
+    )
+    engine.require_room(replace(common, prompt=max(prompts, key=len, default=b"")))
+    ended: dict[tuple[int, int], Sample] = {}
+    with fast_layers(model, n_tokens):
+        for place in ((i, j) for i, count in enumerate(counts) for j in range(count)):
+            while place not in ended:
+                while engine.waiting < batch_size and (request := next(requests, None)):
+                    engine.submit(request)
+                ended.update({(sample.prompt, sample.sample): sample for sample in engine.step()})
+            yield ended.pop(place)
 
 
-def _fast_layers(model: StripedHyena2, n_tokens: int) -> AbstractContextManager[None]:
+def fast_layers(model: StripedHyena2, n_tokens: int) -> AbstractContextManager[None]:
     """Weights laid out for decoding, where there are tokens enough to win back the time, and memory enough."""
     weights = sum(p.nbytes for p in model.parameters())
     spare = n_tokens >= TOKENS_TO_PACK_FOR and free_memory(next(model.parameters()).device) > 2 * weights
     return packed(model) if spare else nullcontext()
 
 
-def _ending(sample: Sample, n_tokens: int, stop: Sequence[bytes]) -> str | None:
-    if sample.tokens and sample.tokens[-1] == EOD:
-        return "eod"
-    if any(sample.tokens.endswith(s) for s in stop):
-        return "stop"
-    return "length" if len(sample.tokens) >= n_tokens else None
+@dataclass(eq=False)
+class _Job:
+    """A request, and how far it has come. Of its samples, `joined` are in the batch or have left it; `placed` more have
+    a place there and wait for the prompt to be run."""
+
+    request: Request
+    client: Hashable
+    key: int
+    prompt_bytes: int
+    row_bytes: int
+    pieces: Iterator[tuple[slice, Tensor, ModelState]] | None = None
+    prefix: tuple[Tensor, ModelState] | None = None
+    placed: int = 0
+    joined: int = 0
+    cancelled: bool = False
+
+    @property
+    def unplaced(self) -> int:
+        return self.request.num_samples - self.joined - self.placed
+
+    @property
+    def holds_prompt(self) -> bool:
+        """Whether the prompt's state takes memory: it has begun to be run, and samples are yet to start from it."""
+        return self.placed > 0 or 0 < self.joined < self.request.num_samples
 
 
-class _Batch:
-    """The rows being decoded: their samples, their state, and the logits of their next tokens."""
+@dataclass(eq=False)
+class _Row:
+    job: _Job
+    sample: Sample
+
+
+class Engine:
+    """A queue of requests over one model. It has no thread: `step` does a unit of work, `submit` and `cancel` may be
+    called between two steps or from a request's `on_token`, all by one thread.
+
+    A request waits until there are places in the batch and memory for at least one of its samples. Places and the
+    tokens of prompts go to the client that was served the fewest tokens, in the order of arrival among its requests.
+    None overtakes one whose turn it is, so that a large one waits no longer than the rows that run now do. A sample
+    depends on its request alone.
+
+    Args:
+        model: on its device, in eval mode.
+        batch_size: rows decoded at once.
+        prefill_chunk: tokens of a prompt run at once; None: as many as `chunk_length` finds room for.
+        prefill_tokens: tokens of prompts run between two steps of decoding, at least one chunk, which is no longer than
+            this; None: all that have places.
+        memory: bytes that the states of requests may take; None: three quarters of what is free now. The rest is what a
+            chunk works in.
+        cuda_graph: let a GPU decode under a CUDA graph, where the same rows go on for a while.
+    """
 
     def __init__(
         self,
         model: StripedHyena2,
-        prompts: Sequence[bytes],
-        after: Prefix | None,
-        chunk: int | None,
-        keep_logits: bool,
-        record: Record | None,
+        *,
+        batch_size: int = 16,
+        prefill_chunk: int | None = None,
+        prefill_tokens: int | None = None,
+        memory: int | None = None,
+        cuda_graph: bool = True,
     ):
-        self.model, self.prompts, self.after, self.chunk, self.keep_logits = model, prompts, after, chunk, keep_logits
-        self.decoder = Decoder(model, record)
-        before = after.tokens if after else b""
-        self.keys = [prompt_key(before + prompt) for prompt in prompts]
-        self.rows: list[Sample] = []
-        self.logits: Tensor | None = None
-        self.last_prefill: tuple[int, Prefix] | None = None
+        self.model, self.batch_size, self.prefill_tokens = model, batch_size, prefill_tokens
+        devices = {p.device for p in model.parameters()}
+        self.memory = sum(map(free_memory, devices)) * 3 // 4 if memory is None else memory
+        chunk = prefill_chunk or chunk_length(model)
+        self._chunk = chunk if prefill_tokens is None else min(chunk, prefill_tokens)
+        self._decoder = Decoder(model, recorder(model) if cuda_graph else None)
+        self._logits: Tensor | None = None
+        self._jobs: list[_Job] = []  # with samples that are not in the batch yet
+        self._rows: list[_Row] = []
+        self._turns = Turns()
 
-    def admit(self, samples: list[Sample]) -> None:
-        """Add samples of one prompt."""
-        index = samples[0].prompt
-        if self.last_prefill is None or self.last_prefill[0] != index:
-            self.last_prefill = (index, run_prefix(self.model, self.prompts[index], self.after, self.chunk))
-        _, prefix = self.last_prefill
-        logits, state = prefix.logits.expand(len(samples), -1), prefix.state.expand(len(samples))
-        if self.rows:
-            assert self.logits is not None
-            logits, state = torch.cat([self.logits, logits]), ModelState.join([self.decoder.stop(), state])
-        self.rows, self.logits = self.rows + samples, logits
-        self.decoder.start(state)
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._jobs and not self._rows
 
-    def draw(self, sampler: Sampler, seed: int, on_token: Callable[[Sample, int], None] | None) -> None:
-        """Draw the next token of every row."""
-        assert self.logits is not None
-        numbers = [uniform(seed, self.keys[r.prompt], r.sample, len(r.tokens)) for r in self.rows]
-        tokens = sampler.choose(self.logits, torch.tensor(numbers, dtype=torch.float64))
-        logprobs = log_p(self.logits, tokens)
-        if self.keep_logits:
-            for row, logits in zip(self.rows, self.logits.cpu(), strict=True):
-                row.logits.append(logits.clone())
-        for row, token, logprob in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
-            row.tokens.append(token)
-            row.logprobs.append(logprob)
-            if on_token is not None:
-                on_token(row, token)
+    @property
+    def waiting(self) -> int:
+        """Samples that have no place yet."""
+        return sum(job.unplaced for job in self._jobs)
 
-    def run(self) -> None:
-        """Run the token that every row drew."""
-        if not self.rows:
+    def require_room(self, request: Request) -> tuple[int, int]:
+        """Bytes of the states of a request's prompt and of one of its samples; RequestTooLarge if they never fit."""
+        before = len(request.context)
+        length = before + request.n_tokens
+        prompt, row = (sum(state_bytes(self.model, 1, n)) for n in (before, length))
+        if prompt + STATE_COPIES * row > self.memory:
+            needed, there = ((n / 2**30) for n in (prompt + STATE_COPIES * row, self.memory))
+            raise RequestTooLarge(
+                f"a sample of {length:,} tokens takes about {needed:,.1f} GiB of memory, "
+                f"and {there:,.1f} GiB are free; ask for fewer tokens or shorten the prompt"
+            )
+        return prompt, STATE_COPIES * row
+
+    def submit(self, request: Request) -> None:
+        """Take a request on.
+
+        Raises:
+            RequestTooLarge: one sample of it would not fit into the memory; nothing was allocated.
+        """
+        if not request.context:
+            raise ValueError("a prompt needs at least one token")
+        needed = self.require_room(request)
+        client = request if request.client is None else request.client
+        job = _Job(request, client, prompt_key(request.context), *needed)
+        if not request.prompt and request.after:
+            job.prefix = request.after.logits, request.after.state
+        if request.num_samples:
+            self._turns.come(client)
+            self._jobs.append(job)
+
+    def cancel(self, request: Request) -> None:
+        """Drop a request and all its samples before the next step does anything else; none of them comes any more."""
+        for job in [*self._jobs, *(row.job for row in self._rows)]:
+            if job.request is request:
+                job.cancelled = True
+
+    @torch.inference_mode()
+    def step(self) -> list[Sample]:
+        """Admit requests, run some tokens of their prompts, and then a token of every row: the samples that ended."""
+        self._drop_cancelled()
+        self._admit()
+        ended = self._prefill()
+        ended += self._decode()
+        self._turns.keep(job.client for job in [*self._jobs, *(row.job for row in self._rows)])
+        return ended
+
+    def _drop_cancelled(self) -> None:
+        self._jobs = [job for job in self._jobs if not job.cancelled]
+        self._keep([not row.job.cancelled for row in self._rows])
+
+    def _next(self, jobs: list[_Job]) -> _Job:
+        return min(jobs, key=lambda job: self._turns.served(job.client))
+
+    def _admit(self) -> None:
+        """Give the free places, and memory with them."""
+        while jobs := [job for job in self._jobs if job.unplaced]:
+            job = self._next(jobs)
+            places = self._places(job)
+            if places <= 0:
+                return
+            job.placed += places
+
+    def _places(self, job: _Job) -> int:
+        """How many samples of a job there are places and memory for."""
+        places = self.batch_size - len(self._rows) - sum(other.placed for other in self._jobs)
+        memory = self.memory - self.reserved - (0 if job.holds_prompt else job.prompt_bytes)
+        return min(places, job.unplaced, memory // job.row_bytes)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that are kept for the requests being run, for as long as they may become."""
+        rows = sum(row.job.row_bytes for row in self._rows)
+        return rows + sum(job.placed * job.row_bytes + job.holds_prompt * job.prompt_bytes for job in self._jobs)
+
+    def _prefill(self) -> list[Sample]:
+        """Run tokens of prompts; samples start where a prompt is done. Those that are to get no tokens have ended."""
+        left = math.inf if self.prefill_tokens is None else self.prefill_tokens
+        ended: list[Sample] = []
+        while left > 0 and (jobs := [job for job in self._jobs if job.placed]):
+            job = self._next(jobs)
+            if job.prefix is None:
+                left -= self._run_piece(job)
+            if job.prefix is not None:
+                ended += self._join(job, *job.prefix)
+        return ended
+
+    def _run_piece(self, job: _Job) -> int:
+        """Run the next chunk of a prompt; the number of tokens."""
+        request = job.request
+        if job.pieces is None:
+            before = request.after.state if request.after else None
+            job.pieces = stream(self.model, as_ids(request.prompt), before, chunk=self._chunk)
+        positions, x, state = next(job.pieces)
+        if positions.stop == len(request.prompt):
+            job.pieces, job.prefix = None, (self.model.logits(x[:, -1:])[:, 0], state)
+        tokens = positions.stop - positions.start
+        self._turns.serve(job.client, tokens)
+        return tokens
+
+    def _join(self, job: _Job, logits: Tensor, state: ModelState) -> list[Sample]:
+        """Let the samples that have places start from their prompt."""
+        first, n = job.joined, job.placed
+        job.joined, job.placed = first + n, 0
+        if not job.unplaced:
+            self._jobs.remove(job)
+            job.prefix = None
+        samples = [Sample(job.request.number, first + i) for i in range(n)]
+        if job.request.n_tokens == 0:
+            for sample in samples:
+                sample.ended = "length"
+            return samples
+        logits, state = logits.expand(n, -1), state.expand(n)
+        if self._rows:
+            logits = torch.cat([cast(Tensor, self._logits), logits])
+            state = ModelState.join([self._decoder.stop(), state])
+        self._rows += [_Row(job, sample) for sample in samples]
+        self._logits = logits
+        self._decoder.start(state)
+        return []
+
+    def _decode(self) -> list[Sample]:
+        """Draw the next token of every row, let rows that have ended leave, and run the tokens of the others."""
+        if not self._rows:
+            return []
+        self._draw(cast(Tensor, self._logits))
+        ended = [row.sample for row in self._rows if row.sample.ended]
+        self._keep([row.sample.ended is None for row in self._rows])
+        if self._rows:
+            last = [[row.sample.tokens[-1]] for row in self._rows]
+            self._logits = self._decoder.step(torch.tensor(last, device=cast(Tensor, self._logits).device))
+        return ended
+
+    def _draw(self, logits: Tensor) -> None:
+        tokens = self._choose(logits)
+        kept = logits.cpu() if any(row.job.request.keep_logits for row in self._rows) else None
+        drawn = zip(tokens.tolist(), log_p(logits, tokens).tolist(), strict=True)
+        for i, (row, (token, logprob)) in enumerate(zip(self._rows, drawn, strict=True)):
+            request, sample = row.job.request, row.sample
+            self._turns.serve(row.job.client, 1)
+            if not math.isfinite(logprob):
+                sample.ended = "not_finite"
+                continue
+            if request.keep_logits and kept is not None:
+                sample.logits.append(kept[i].clone())
+            sample.tokens.append(token)
+            sample.logprobs.append(logprob)
+            sample.ended = request.ending(sample)
+            if request.on_token is not None:
+                request.on_token(sample, token)
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        """A token (B,) for every row, by its own sampler and random number."""
+        numbers = torch.tensor([_random_number(row) for row in self._rows], dtype=torch.float64)
+        samplers = [row.job.request.sampler for row in self._rows]
+        tokens = torch.empty(len(samplers), dtype=torch.long, device=logits.device)
+        for sampler in dict.fromkeys(samplers):
+            same = torch.tensor([i for i, other in enumerate(samplers) if other == sampler])
+            tokens[same] = sampler.choose(logits[same], numbers[same])
+        return tokens
+
+    def _keep(self, which: list[bool]) -> None:
+        """Let the other rows leave the batch."""
+        if all(which):
             return
-        assert self.logits is not None
-        tokens = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self.logits.device)
-        self.logits = self.decoder.step(tokens)
+        self._rows = [row for row, stays in zip(self._rows, which, strict=True) if stays]
+        state = self._decoder.stop()
+        if self._rows:
+            rows = torch.tensor([i for i, stays in enumerate(which) if stays])
+            self._logits = cast(Tensor, self._logits)[rows]
+            self._decoder.start(state.select(rows))
+        else:
+            self._logits = None
 
-    def drop_ended(self) -> None:
-        keep = [i for i, row in enumerate(self.rows) if row.ended is None]
-        if len(keep) == len(self.rows):
-            return
-        self.rows, state = [self.rows[i] for i in keep], self.decoder.stop()
-        if not keep:
-            self.logits = None
-            return
-        assert self.logits is not None
-        rows = torch.tensor(keep, device=self.logits.device)
-        self.decoder.start(state.select(rows))
-        self.logits = self.logits.index_select(0, rows)
+
+def _random_number(row: _Row) -> float:
+    return uniform(row.job.request.seed, row.job.key, row.sample.sample, len(row.sample.tokens))

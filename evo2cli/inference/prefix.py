@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from evo2cli.errors import UserError
+from evo2cli.inference.stream import prefill
 from evo2cli.io.atomic import replacing
 from stripedhyena2 import ModelState, StripedHyena2
 
@@ -50,6 +51,13 @@ class Prefix:
             raise UserError(f"cannot read the state {path}: {error}; check the path, or make it again") from None
         tokens = tensors["tokens"].cpu().numpy().tobytes()
         return cls(tokens, tensors["logits"], ModelState.from_tensors(tensors), about["name"])
+
+
+def run_prefix(model: StripedHyena2, tokens: bytes, after: Prefix | None = None, chunk: int | None = None) -> Prefix:
+    """The prefix that these tokens make, behind another one if there is one; not both may be empty."""
+    if after is None:
+        return Prefix(tokens, *prefill(model, tokens, chunk=chunk))
+    return Prefix(after.tokens + tokens, *prefill(model, tokens, after.state, chunk)) if tokens else after
 
 
 def _identity(model: StripedHyena2) -> dict[str, str]:

@@ -52,7 +52,7 @@ class Sampler:
         p, tokens = self.probabilities(logits)
         cumulative = p.cumsum(-1)
         place = (cumulative <= uniforms.to(p)[:, None] * cumulative[:, -1:]).sum(-1)
-        place = torch.minimum(place, (p > 0).sum(-1) - 1)
+        place = torch.minimum(place, (p > 0).sum(-1) - 1).clamp_min(0)
         return tokens.gather(1, place[:, None]).squeeze(1)
 
 

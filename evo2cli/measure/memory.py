@@ -57,7 +57,8 @@ def needed(
     """
     model = skeleton(config)
     blocks = [weight_bytes(block, dtype, int8) for block in model.blocks]
-    states = state_bytes(model, dtype, batch, length)
+    model.embedding.weight = nn.Parameter(model.embedding.weight.to(dtype))  # Module.to takes seconds of imports
+    states = state_bytes(model, batch, length)
     rest = weight_bytes(model, dtype, int8) - sum(blocks)
     device_of = assign_blocks(blocks, [1.0] * devices)
     held = [
@@ -79,12 +80,9 @@ def weight_bytes(module: nn.Module, dtype: torch.dtype, int8: bool = False) -> i
     )
 
 
-def state_bytes(model: StripedHyena2, dtype: torch.dtype, batch: int, length: int) -> list[int]:
-    """Bytes of each layer's state after `length` tokens of `batch` sequences."""
-    weight = model.embedding.weight.to(dtype)  # Module.to would do it after seconds of imports
-    model.embedding.weight = nn.Parameter(weight)
-    c = model.config
-    cache = batch * length * 2 * c.d_model * dtype.itemsize
+def state_bytes(model: StripedHyena2, batch: int, length: int) -> list[int]:
+    """Bytes of each layer's state after `length` tokens of `batch` sequences, in the model's precision."""
+    cache = batch * length * 2 * model.config.d_model * model.embedding.weight.itemsize
     layers = model.initial_state(batch).layers
     return [cache if isinstance(s, AttentionState) else s.nbytes() for s in layers]
 

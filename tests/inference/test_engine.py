@@ -6,7 +6,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from evo2cli.inference import engine
-from evo2cli.inference.engine import Sample, generate, run_prefix
+from evo2cli.inference.engine import generate
+from evo2cli.inference.prefix import run_prefix
+from evo2cli.inference.requests import Sample
 from evo2cli.inference.sampling import Sampler, prompt_key, uniform
 from stripedhyena2 import Config
 from stripedhyena2.initialization import new_model
