@@ -277,9 +277,9 @@ def _begin(values: dict[str, Any], given: set[str], options: dict[str, Any]) -> 
     """The run that the options start or continue."""
     import dataclasses
 
-    from evo2cli.errors import UsageError
+    from evo2cli.training.folder import require_new
     from evo2cli.training.run import Run
-    from evo2cli.training.settings import RUN, Settings
+    from evo2cli.training.settings import Settings
 
     note = options["note"] if options["world"].rank == 0 else lambda line: None
     if values["resume"] is not None:
@@ -288,8 +288,7 @@ def _begin(values: dict[str, Any], given: set[str], options: dict[str, Any]) -> 
         note(f"resumed {values['resume']} at step {run.step} of {run.settings.steps}")
     else:
         folder = values["out"] or Path("runs") / values["preset"]
-        if (folder / RUN).exists():
-            raise UsageError(f"{folder} holds a run; continue it with --resume {folder}, or choose another --out")
+        require_new(folder)
         run = Run(folder, _settings(values), **options)
     n = sum(p.numel() for p in run.model.parameters())
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)

@@ -1,14 +1,11 @@
 """A training run: its data, its model, its loop, and its folder, from which it resumes exactly.
 
-RUN/run.json     the settings, resolved     RUN/log.jsonl   one line a logged step, one a validation
-RUN/last, RUN/best                          checkpoints: see `checkpoints`
-RUN/trouble.json                            the windows of a step that was not taken, and why
+RUN/run.json holds the settings, resolved; for the rest of the folder see `folder` and `checkpoints`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import statistics
@@ -25,13 +22,13 @@ from torch.utils.checkpoint import checkpoint
 
 from evo2cli.distributed import ALONE, Split, World
 from evo2cli.errors import UserError
-from evo2cli.io.atomic import replacing
 from evo2cli.measure.memory import memory_in_use
 from evo2cli.measure.time import peak_flops
 from evo2cli.models.open import open_model
-from evo2cli.training.checkpoints import TRAINING, Checkpoints, load_training, running_copy
+from evo2cli.training.checkpoints import Checkpoints, RunState, load_optimizers, running_copy
 from evo2cli.training.data import Batch, Corpus, find_files
 from evo2cli.training.evaluation import bits_per_base, next_base_loss, spread
+from evo2cli.training.folder import TROUBLE, FolderLock, append_log, truncate_log, write_trouble
 from evo2cli.training.optimization import Schedule, optimizers
 from evo2cli.training.parallel import (
     distribute,
@@ -52,7 +49,6 @@ from stripedhyena2.model import training_flops
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-LOG, TROUBLE = "log.jsonl", "trouble.json"
 SPIKE_WINDOW = 100
 """A loss spikes against the median of this many steps before it."""
 
@@ -106,6 +102,7 @@ class Run:
             settings.decay_steps,
         )
         self.step, self.best = 0, math.inf
+        self.best_step: int | None = None
         self.recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
         self.model = trainable(settings).to(device)
         if self.precision == torch.bfloat16:
@@ -118,8 +115,11 @@ class Run:
             self.model, settings.optimizer, weight_decay=settings.weight_decay, fused=settings.parallel != "fsdp"
         )
         if settings.keep_optimizer:
-            load_training(Path(str(settings.init_from)) / TRAINING, self.model, self.optimizers)
+            load_optimizers(Path(str(settings.init_from)), self.model, self.optimizers, world)
         self.checkpoints = Checkpoints(folder, world)
+        self._lock = FolderLock(folder)
+        if world.rank == 0:
+            self._lock.acquire()
 
     def _read_data(self) -> tuple[Corpus, dict[str, Any]]:
         """The training corpus, and the tiles of what is held out, by name."""
@@ -166,40 +166,56 @@ class Run:
     def resume(cls, folder: Path, changes: dict[str, Any], **kwargs: Any) -> Run:
         """Continue a run from its last checkpoint; `changes` override its settings."""
         run = cls(folder, Settings.read(folder, changes), **kwargs)
-        progress = run.checkpoints.load(run.model, run.optimizers)
-        if progress is None:
+        state = run.checkpoints.load(run.model, run.optimizers)
+        if state is None:
             run.note("no checkpoint was written yet: starting at step 0")
             return run
-        run.step, run.best = progress["step"], progress["best"]
-        run.recent.extend(progress["recent"])
+        run.step, run.best, run.best_step = state.step, state.best, state.best_step
+        run.recent.extend(state.recent)
         return run
 
     def train(self, stop_at: int | None = None) -> bool:
         """Run to the last step; False when a signal or `stop_at` ended it early. Either way it is saved."""
-        s = self.settings
-        if self.world.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            s.write(self.folder)
-        end = min(s.steps, stop_at or s.steps)
-        flops = training_flops(self.model.config, s.seq_len)
-        peak = peak_flops(self.device, self.precision) * self.world.size
-        with _signals() as signals:
-            mark, marked, stopped = time.monotonic(), self.step, False
-            while self.step < end and not stopped:
-                bits, grad_norm, stopped = self.one_step(bool(signals))
-                if self.step % s.log_every == 0 or self.step == s.steps:
-                    now = time.monotonic()
-                    rate = (self.step - marked) / (now - mark)
-                    mark, marked = now, self.step
-                    self.log_progress(bits, grad_norm, rate, flops / peak)
-                best = False
-                if self.valid and (self.step % s.valid_every == 0 or self.step == s.steps):
-                    best = self.validated_best()
-                if best or (self.step % s.save_every == 0 and self.step < end):
-                    self.save(best=best)
+        end = min(self.settings.steps, stop_at or self.settings.steps)
+        with self._folder_held(), _signals() as signals:
+            self._run_steps(end, signals)
             self.save()
             self.checkpoints.wait()
-            return self.step == s.steps
+        return self.step == self.settings.steps
+
+    @contextlib.contextmanager
+    def _folder_held(self) -> Iterator[None]:
+        """The run's folder made ready to go on from this step, and this run alone in it."""
+        if self.world.rank > 0:
+            yield
+            return
+        self._lock.acquire()
+        try:
+            self.settings.write(self.folder)
+            truncate_log(self.folder, self.step)
+            self.checkpoints.remove_leftovers()
+            yield
+        finally:
+            self._lock.release()
+
+    def _run_steps(self, end: int, signals: list[int]) -> None:
+        """Take steps until `end`, or until any rank got a signal; log, validate and save on the way."""
+        s = self.settings
+        flops = training_flops(self.model.config, s.seq_len)
+        peak = peak_flops(self.device, self.precision) * self.world.size
+        mark, marked, stopped = time.monotonic(), self.step, False
+        while self.step < end and not stopped:
+            bits, grad_norm, stopped = self.one_step(bool(signals))
+            if self.step % s.log_every == 0 or self.step == s.steps:
+                now = time.monotonic()
+                rate = (self.step - marked) / (now - mark)
+                mark, marked = now, self.step
+                self.log_progress(bits, grad_norm, rate, flops / peak)
+            best = False
+            if self.valid and (self.step % s.valid_every == 0 or self.step == s.steps):
+                best = self.validated_best()
+            if best or (self.step % s.save_every == 0 and self.step < end):
+                self.save(best=best)
 
     def one_step(self, stop: bool = False) -> tuple[float, float, bool]:
         """One optimizer step; the batch's bits per base, the gradient norm, and whether any rank was told to stop."""
@@ -258,9 +274,7 @@ class Run:
         self.save()
         self.checkpoints.wait()
         if self.world.rank == 0:
-            trouble = {"step": self.step, "what": what, "windows": windows}
-            with replacing(self.folder / TROUBLE) as temporary:
-                temporary.write_text(json.dumps(trouble, indent=1) + "\n")
+            write_trouble(self.folder, self.step, what, windows)
         raise UserError(
             f"{what}; the run is saved before that step and the windows are in {self.folder / TROUBLE}: look at them, "
             f"then resume with a smaller --lr" + (", or with --spike 0" if spike else "")
@@ -302,13 +316,12 @@ class Run:
         mean = sum(bits.values()) / len(bits)
         if mean >= self.best:
             return False
-        self.best = mean
+        self.best, self.best_step = mean, self.step
         return True
 
     def log(self, line: dict[str, Any]) -> None:
         if self.world.rank == 0:
-            with (self.folder / LOG).open("a") as f:
-                f.write(json.dumps(line) + "\n")
+            append_log(self.folder, line)
         if self.board is not None:
             for name, value in (line | line.get("valid", {})).items():
                 if isinstance(value, (int, float)) and name != "step":
@@ -320,8 +333,8 @@ class Run:
 
     def save(self, *, best: bool = False) -> None:
         """Begin to write a checkpoint of this step, unless there is one."""
-        progress = {"step": self.step, "best": self.best, "recent": list(self.recent)}
-        self.checkpoints.save(self.step, self.model, self.optimizers, progress, self.notes(), best=best)
+        state = RunState(self.step, self.best, self.best_step, list(self.recent))
+        self.checkpoints.save(self.model, self.optimizers, state, self.notes(), best=best)
 
 
 def trainable(settings: Settings) -> StripedHyena2:

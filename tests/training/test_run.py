@@ -15,8 +15,9 @@ import torch
 from evo2cli.cli.app import main
 from evo2cli.distributed import World
 from evo2cli.errors import UsageError, UserError
-from evo2cli.training import checkpoints
+from evo2cli.training import distributed_checkpoint
 from evo2cli.training import run as training
+from evo2cli.training.checkpoints import linked_step
 from evo2cli.training.evaluation import bits_per_base
 from evo2cli.training.parallel import shard
 from evo2cli.training.run import SPIKE_WINDOW, Run
@@ -92,15 +93,16 @@ def test_stopping_and_resuming_is_bit_exact(settings, start, resume, tmp_path, p
     assert logged(tmp_path / "whole") == logged(tmp_path / "broken")
 
 
-def test_best_and_last_are_kept_and_nothing_else(settings, start, tmp_path):
+def test_best_last_and_the_one_before_are_kept_and_nothing_else(settings, start, tmp_path):
     run = start("run", settings(hold_out=["b"], valid_every=1, save_every=1, steps=4))
     seen = iter([2.0, 1.0, 3.0, 1.5])
     run.validate = lambda windows: {"held out": next(seen)}
     run.train()
     folder = tmp_path / "run"
-    assert {p.name for p in (folder / "steps").iterdir()} == {"2", "4"}
-    assert (os.readlink(folder / "best"), os.readlink(folder / "last")) == ("steps/2", "steps/4")
-    assert {p.name for p in folder.iterdir()} == {"run.json", "log.jsonl", "steps", "best", "last"}
+    assert {p.name for p in (folder / "steps").iterdir()} == {"2", "3", "4"}
+    links = {name: os.readlink(folder / name) for name in ("best", "previous", "last")}
+    assert links == {"best": "steps/2", "previous": "steps/3", "last": "steps/4"}
+    assert {p.name for p in folder.iterdir()} - {".lock"} == {"run.json", "log.jsonl", "steps", *links}
     assert load_model(folder / "best").config == run.model.config
 
 
@@ -185,7 +187,7 @@ def full_disk(monkeypatch):
     def no_room(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoints.dcp, "save", no_room)
+    monkeypatch.setattr(distributed_checkpoint.dcp, "save", no_room)
 
 
 def test_a_full_disk_is_said_and_keeps_the_last_good_checkpoint(settings, start, resume, tmp_path, monkeypatch):
@@ -217,7 +219,7 @@ def test_a_really_full_disk(settings, start, tmp_path):
         with pytest.raises(UserError, match="that of step 1 is whole"):
             run.train()
         assert load_model(disk / "run" / "last").config == run.model.config
-        assert checkpoints.latest_step(disk / "run") == 1
+        assert linked_step(disk / "run", "last") == 1
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
@@ -225,15 +227,15 @@ def test_a_really_full_disk(settings, start, tmp_path):
 DYING = """
 import os, signal, sys, torch
 from evo2cli.cli.app import main
-from evo2cli.training import checkpoints
+from evo2cli.training import checkpoints, distributed_checkpoint
 from stripedhyena2.checkpoints import native
 at, place = int(sys.argv[1]), sys.argv[2]
 def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
 class Killed(checkpoints.Checkpoints):
     def _write(self, step, *rest):
         if step == at and place == "weights": native.write = die
-        if step == at and place == "state": checkpoints.dcp.save = die
-        if step == at and place == "link": checkpoints._link = die
+        if step == at and place == "state": distributed_checkpoint.dcp.save = die
+        if step == at and place == "link": Killed._link = die
         super()._write(step, *rest)
 import evo2cli.training.run as run
 run.Checkpoints = Killed
@@ -252,12 +254,12 @@ def test_killed_while_a_checkpoint_is_written(fasta, tmp_path, place):
     command = [sys.executable, "-c", DYING, "4", place, "train", "--config", toml, "--out", tmp_path / "run"]
     died = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False)
     assert died.returncode == -9, died.stderr
-    assert checkpoints.latest_step(tmp_path / "run") == 2
+    assert linked_step(tmp_path / "run", "last") == 2
     assert main(["train", "--resume", str(tmp_path / "run"), "--device", "cpu"]) == 0
     if place == "weights":
         assert main(["train", "--config", str(toml), "--out", str(tmp_path / "whole")]) == 0
         assert same_weights(tmp_path / "whole" / "last", tmp_path / "run" / "last")
-    assert {p.name for p in (tmp_path / "run" / "steps").iterdir()} == {"6"}
+    assert {p.name for p in (tmp_path / "run" / "steps").iterdir()} == {"4", "6"}
 
 
 def test_a_spike_stops_with_the_samples(settings, start, resume, tmp_path):
