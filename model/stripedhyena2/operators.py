@@ -113,7 +113,7 @@ LOCAL = LocalOperators()
 
 def core_state(state: RecurrentState | None) -> CoreState | None:
     """A Hyena layer's state as the kernels take it."""
-    return None if state is None else (state.tensors()["featurizer"], state.tensors()["conv"])
+    return None if state is None else (state.parts["featurizer"], state.parts["conv"])
 
 
 def hyena_state(core: CoreState) -> RecurrentState:
@@ -123,4 +123,4 @@ def hyena_state(core: CoreState) -> RecurrentState:
 
 def swr_state(state: RecurrentState | None) -> SWRState | None:
     """A Phalanx layer's state as the kernel takes it."""
-    return None if state is None else SWRState(**state.tensors())
+    return None if state is None else SWRState(**state.parts)

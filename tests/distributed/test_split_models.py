@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from stripedhyena2 import Config
 from stripedhyena2.initialization import new_model, prepare_for_training
+from stripedhyena2.model import HyenaSE, Mixer
 from stripedhyena2.parallel import KINDS, ContextParallel, Strategies, parallelize
 
 CONFIG = Config(
@@ -125,6 +126,19 @@ def test_what_does_not_divide_is_said_before_anything_runs(processes, fields, st
 
     for said in processes(4).run(refused, strategies, replace(CONFIG, **fields)):
         assert message in said
+
+
+def refused_without_reach(config):
+    reach = HyenaSE.reach
+    HyenaSE.reach = Mixer.reach
+    try:
+        return refused(None, config)
+    finally:
+        HyenaSE.reach = reach
+
+
+def test_a_mixer_that_does_not_say_how_far_it_reaches_is_not_split(processes):
+    assert "Hyena-SE layers cannot be split over ranks" in processes(1).run(refused_without_reach, CONFIG)[0]
 
 
 def test_unknown_names_are_said():
