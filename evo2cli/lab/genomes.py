@@ -85,8 +85,8 @@ def train(pattern: str, config: Config, bench: Bench, out: Path, note: Callable[
     folder, conditions = out / folder_name(pattern), bench.conditions()
     if (folder / native.CONFIG).exists():
         about = native.read_about(folder)
-        lab = about["notes"].get("lab", {})
-        if lab.get("conditions") == conditions and Config.from_dict(about["config"]) == config:
+        lab = about.notes.get("lab", {})
+        if lab.get("conditions") == conditions and Config.from_dict(about.config) == config:
             note(f"{pattern}: already trained, in {folder}")
             return Trained(pattern, load_model(folder, device=bench.device), lab["curve"])
     learner = bench.learner(new_model(config, bench.recipe.seed))

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from stripedhyena2 import schema
 from stripedhyena2.errors import ConfigError
 from stripedhyena2.model import MIXERS
+
+MAX_LAYERS = 1024
+Size = Annotated[int, Field(ge=1, le=2**20)]
+"""A width, a length of a filter, or a number of heads, groups or modes: far beyond any model, and within memory."""
+WidthOrZero = Annotated[int, Field(ge=0, le=2**20)]
+Tokens = Annotated[int, Field(ge=1, le=2**40)]
+Positive = Annotated[float, Field(gt=0)]
+Activation = Literal["gelu", "silu"]
 
 
 @dataclass(frozen=True)
@@ -17,29 +28,29 @@ class Config:
     `layout` holds one letter a layer, of `MIXERS`: S Hyena-SE, D Hyena-MR, H Hyena-LI, * attention, P Phalanx.
     """
 
-    layout: str
-    d_model: int
-    n_heads: int
-    d_mlp: int
+    layout: Annotated[str, Field(min_length=1, max_length=MAX_LAYERS)]
+    d_model: Size
+    n_heads: Size
+    d_mlp: WidthOrZero
     """Width of the feed-forward layers; 0 for blocks without one, mixers alone."""
-    se_groups: int
-    mr_groups: int
-    vocab_size: int = 512
-    featurizer_len: int = 3
-    se_len: int = 7
-    mr_len: int = 128
-    n_modes: int = 16
-    phalanx_kv_heads: int | None = None
+    se_groups: Size
+    mr_groups: Size
+    vocab_size: Size = 512
+    featurizer_len: Size = 3
+    se_len: Size = 7
+    mr_len: Size = 128
+    n_modes: Size = 16
+    phalanx_kv_heads: Size | None = None
     """How many heads' gates a Phalanx layer has, shared by its heads; None: every head its own."""
-    rotary_base: float = 1e4
-    rotary_scale: float = 1.0
+    rotary_base: Positive = 1e4
+    rotary_scale: Positive = 1.0
     """Positions are divided by this (position interpolation of context-extended models)."""
-    context: int = 8192
-    eps: float = 1e-6
+    context: Tokens = 8192
+    eps: Positive = 1e-6
     tie_embeddings: bool = True
     evo2_activations: bool = True
     """GELU in block 0 and identity in every later block's MLP, instead of `activation` everywhere."""
-    activation: str = "gelu"
+    activation: Activation = "gelu"
     proj_bias: bool = False
     featurizer_bias: bool = False
     hyena_out_bias: bool = True
@@ -48,23 +59,17 @@ class Config:
     """The model was trained with FP8 input projections in its Hyena mixers."""
 
     def __post_init__(self) -> None:
-        def demand(ok: bool, message: str) -> None:
-            if not ok:
-                raise ConfigError(message)
-
-        wrong = sorted(set(self.layout) - set(MIXERS))
-        known = ", ".join(f"{letter} ({mixer.name})" for letter, mixer in MIXERS.items())
-        demand(bool(self.layout), "the layout is empty; give one letter a layer: " + known)
-        demand(not wrong, f"unknown layer {''.join(wrong)!r} in layout {self.layout!r}; known: {known}")
-        for name in ("d_model", "n_heads", "se_groups", "mr_groups", "vocab_size", "n_modes", "context"):
-            demand(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        demand(self.d_mlp >= 0, f"d_mlp must be at least 0, not {self.d_mlp}")
+        schema.validate(type(self), vars(self), "configuration")
+        wrong = "".join(sorted(set(self.layout) - set(MIXERS)))
+        if wrong:
+            known = ", ".join(f"{letter} ({mixer.name})" for letter, mixer in MIXERS.items())
+            raise ConfigError(f"unknown layer {wrong!r} in layout {self.layout!r}; known: {known}")
         for name in ("n_heads", "se_groups", "mr_groups"):
             n = getattr(self, name)
-            demand(self.d_model % n == 0, f"d_model {self.d_model} does not divide into {n} ({name}); change either")
+            if self.d_model % n:
+                raise ConfigError(f"d_model {self.d_model} does not divide into {n} ({name}); change either")
         for letter in dict.fromkeys(self.layout):
             MIXERS[letter].check(self)
-        demand(self.activation in ("gelu", "silu"), f"unknown activation {self.activation!r}; use gelu or silu")
 
     @property
     def n_layers(self) -> int:
@@ -81,14 +86,13 @@ class Config:
         return self.activation
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Config:
-        """A config from the fields of `to_dict`; unknown or missing fields are errors."""
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(fields))
-        missing = sorted(n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values)
-        if unknown or missing:
-            raise ConfigError(f"configuration with unknown fields {unknown} and missing fields {missing}")
-        return cls(**values)
+    def from_dict(cls, values: object, where: str = "configuration") -> Config:
+        """A config from the fields of `to_dict`, as JSON keeps them; errors name `where` they come from.
+
+        Raises:
+            ConfigError: a field is unknown or missing, has the wrong type, or is out of bounds.
+        """
+        return schema.parse(cls, values, where)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -112,8 +116,8 @@ PRESETS: dict[str, Config] = {
     "evo2_1b_base": _evo2(
         25, (3, 10, 17, 24), d_model=1920, n_heads=15, d_mlp=5120, se_groups=128, mr_groups=128, context=8192
     ),
-    "evo2_7b_base": _evo2(**_7B, context=32768),
-    "evo2_7b_microviridae": _evo2(**_7B, context=32768),
+    "evo2_7b_base": _evo2(**_7B, context=8192),
+    "evo2_7b_microviridae": _evo2(**_7B, context=8192),
     "evo2_7b_262k": _evo2(**_7B, rotary_scale=32.0, context=262_144),
     "evo2_7b": _evo2(**(_7B | {"d_mlp": 11264}), rotary_scale=128.0, context=1_048_576),
     "evo2_20b": _evo2(n_layers=24, attention=(3, 10, 17), **_20B, **_1M),

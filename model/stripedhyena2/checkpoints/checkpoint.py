@@ -56,6 +56,9 @@ class Checkpoint:
         check_names(self.path, wanted, self.tensors)
         for name, parameter in wanted.items():
             found = self.tensors[name]
+            if not found.form.is_floating_point():
+                kind = str(found.form.dtype).removeprefix("torch.")
+                raise CheckpointError(f"{self.path}: {found.name} holds {kind}, expected floating-point numbers")
             if found.form.shape != parameter.shape:
                 raise CheckpointError(
                     f"{self.path}: {found.name} has shape {tuple(found.form.shape)}, the configuration wants "
@@ -110,8 +113,8 @@ def _open_native(path: Path, config: Config | str | Path | None) -> Checkpoint:
         native.weight_files(path),
         resolved,
         tensors,
-        notes=about.get("notes", {}),
-        fp8_scales=about.get("fp8_scales", {}),
+        notes=about.notes,
+        fp8_scales=about.fp8_scales,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stripedhyena2.errors import CheckpointError
+from stripedhyena2.schema import named
 
 
 @dataclass(frozen=True)
@@ -69,5 +70,5 @@ def check_names(path: Path, wanted: Collection[str], found: Collection[str], hin
 
 
 def _listed(names: Iterable[str]) -> str:
-    names = list(names)
+    names = [named(name) for name in names]
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -9,19 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stripedhyena2 import schema
 from stripedhyena2.atomic import replacing, require_own
 from stripedhyena2.checkpoints.lazy import LazyTensor, as_lazy
-from stripedhyena2.config import Config
+from stripedhyena2.config import Config, Positive
 from stripedhyena2.errors import CheckpointError
+from stripedhyena2.schema import shown
 
 VERSION = 1
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -106,27 +110,50 @@ def _shards(tensors: Mapping[str, LazyTensor]) -> Iterator[list[str]]:
     yield names
 
 
-def read_about(path: str | Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class About:
+    """What config.json says of a checkpoint."""
+
+    config: dict[str, Any]
+    notes: dict[str, Any] = field(default_factory=dict)
+    sha256: dict[str, str] | None = None
+    """Of each tensor's bytes, by its name."""
+    fp8_scales: dict[str, list[Positive]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What model.safetensors.index.json says: the file of each tensor."""
+
+    weight_map: Annotated[dict[str, str], Field(min_length=1)]
+
+
+def read_about(path: str | Path) -> About:
     """The contents of a native checkpoint's config.json: config, notes, checksums."""
     file = Path(path) / CONFIG
-    about = _read_json(file, f"{path} is not a native checkpoint")
-    if about.get("format") != "stripedhyena2":
-        raise CheckpointError(f"{file} does not describe a StripedHyena 2 checkpoint")
-    if about.get("version") != VERSION:
-        raise CheckpointError(f"{file} has format version {about.get('version')}, this program reads {VERSION}; update")
-    return about
+    contents = _read_json(file, f"{path} is not a native checkpoint")
+    if not isinstance(contents, dict) or contents.get("format") != "stripedhyena2":
+        raise CheckpointError(f"{file} does not describe a StripedHyena 2 checkpoint; give another directory")
+    version = contents.get("version")
+    if version != VERSION:
+        raise CheckpointError(f"{file} has format version {shown(version)}, this program reads {VERSION}; update evo2")
+    return schema.parse(About, contents, str(file), unknown="ignore")
 
 
-def _read_json(file: Path, otherwise: str) -> dict[str, Any]:
+_MOST_JSON = 64 * 2**20
+
+
+def _read_json(file: Path, otherwise: str) -> Any:
+    if file.exists() and not file.is_file():
+        raise CheckpointError(f"{otherwise}: {file.name} is not a regular file")
     try:
-        contents = json.loads(file.read_text())
+        if file.stat().st_size > _MOST_JSON:
+            raise CheckpointError(f"{otherwise}: {file.name} has more than {_MOST_JSON:,} bytes")
+        return json.loads(file.read_text())
     except OSError as e:
         raise CheckpointError(f"{otherwise}: cannot read {file.name} ({e.strerror})") from e
     except (ValueError, RecursionError) as e:
-        raise CheckpointError(f"{file} is not valid JSON: {e}") from e
-    if not isinstance(contents, dict):
-        raise CheckpointError(f"{file} holds no mapping; it is damaged, or from another program")
-    return contents
+        raise CheckpointError(f"{file} is not valid JSON ({e}); get it again") from e
 
 
 def weight_files(path: str | Path) -> list[Path]:
@@ -134,26 +161,26 @@ def weight_files(path: str | Path) -> list[Path]:
     folder = Path(path)
     if not (folder / INDEX).is_file():
         return [folder / WEIGHTS]
-    weight_map = _read_json(folder / INDEX, f"{path} is damaged").get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{folder / INDEX} lists no weights; it is damaged")
-    names = sorted({str(name) for name in weight_map.values()})
+    index = schema.parse(
+        _Index, _read_json(folder / INDEX, f"{path} is damaged"), str(folder / INDEX), unknown="ignore"
+    )
+    names = sorted(set(index.weight_map.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{folder / INDEX} is refused: {name!r} is not a safetensors file in the same folder")
     return [folder / name for name in names]
 
 
-def read(path: str | Path) -> tuple[dict[str, Any], Config, dict[str, LazyTensor]]:
+def read(path: str | Path) -> tuple[About, Config, dict[str, LazyTensor]]:
     """What config.json says, the configuration in it, and every tensor by name, still on disk."""
     about = read_about(path)
-    if not isinstance(about.get("config"), dict):
-        raise CheckpointError(f"{Path(path) / CONFIG} has no configuration; it is damaged")
-    config = Config.from_dict(about["config"])
+    config = Config.from_dict(about.config, f"{Path(path) / CONFIG}: config")
     return about, config, {name: t for file in weight_files(path) for name, t in _open(file)}
 
 
 def _open(file: Path) -> Iterator[tuple[str, LazyTensor]]:
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing or not a regular file; get the checkpoint again")
     try:
         with safe_open(file, framework="pt") as weights:
             forms = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118 (no mapping)
@@ -180,8 +207,8 @@ def damaged(path: str | Path) -> Iterator[tuple[str, bool]]:
         CheckpointError: tensors were added or lost, or there are no checksums to compare with.
     """
     about, _, tensors = read(path)
-    recorded = about.get("sha256")
-    if not isinstance(recorded, dict):
+    recorded = about.sha256
+    if recorded is None:
         raise CheckpointError(f"{path} has no checksums in its {CONFIG}; it cannot be verified")
     differing = sorted(recorded.keys() ^ tensors.keys())
     if differing:

@@ -24,6 +24,7 @@ from stripedhyena2.checkpoints.lazy import LazyTensor, as_lazy, check_names
 from stripedhyena2.config import PRESETS, Config
 from stripedhyena2.errors import CheckpointError
 from stripedhyena2.model import MIXERS
+from stripedhyena2.schema import shown
 
 Change = Callable[[Tensor], Tensor]
 
@@ -156,10 +157,13 @@ def read(path: Path, state: Mapping[str, Any], config: Config) -> dict[str, Lazy
     if config.tie_embeddings and "unembed.weight" in state:
         beside.add("unembed.weight")
     check_names(path, by_name, state.keys() - beside, hint=_hint(state, config))
-    for key in by_name:
+    tied = beside & {"unembed.weight"}
+    for key in [*by_name, *tied]:
         if not isinstance(state[key], LazyTensor):
-            raise CheckpointError(f"{path}: {key} is not a tensor; the file is damaged, or from another program")
-    if "unembed.weight" in beside:
+            raise CheckpointError(
+                f"{path}: {key} is {shown(state[key])}, expected a tensor; the file is damaged, or from another program"
+            )
+    if tied:
         unembedding, embedding = (state[key].read() for key in ("unembed.weight", "embedding_layer.weight"))
         if not torch.equal(unembedding, embedding):
             raise CheckpointError(f"{path}: unembed.weight differs from the embedding, but the configuration ties them")
