@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stripedhyena2 import CheckpointError, Config, load_model
-from stripedhyena2.checkpoints import native, open_checkpoint, running_tensors, savanna, torch_file
+from stripedhyena2.checkpoints import native, open_checkpoint, running_tensors, savanna, torch_file, vortex
 from stripedhyena2.checkpoints.convert import convert
 from stripedhyena2.checkpoints.torch_file import JoinedFile, files_of
 from stripedhyena2.initialization import new_model
@@ -303,6 +305,94 @@ def test_parts_are_ordered_by_number_and_none_may_lack(tmp_path):
         files_of(tmp_path / "x.pt")
     (tmp_path / "x.pt").write_bytes(b"")
     assert files_of(tmp_path / "x.pt.part7") == [tmp_path / "x.pt"]
+
+
+def swap(a, b):
+    middle = a.with_name("middle")
+    a.rename(middle)
+    b.rename(a)
+    middle.rename(b)
+
+
+@pytest.mark.parametrize("n", [2, 3, 12, 400])
+def test_parts_in_the_wrong_order_are_refused(published, n):
+    """Also those (of 400) that hold nothing but a piece of one tensor."""
+    split(published, n)
+    parts = files_of(published)
+    for i in range(0, n - 1, max(1, n // 12)):
+        swap(parts[i], parts[i + 1])
+        with pytest.raises(CheckpointError, match=r"does not fit the other parts|not a readable checkpoint"):
+            load_model(published)
+        swap(parts[i], parts[i + 1])
+    load_model(published)
+
+
+@pytest.mark.parametrize("by_torch", [True, False])
+def test_a_part_of_another_checkpoint_of_the_same_shape_is_refused(by_torch, tmp_path):
+    config = Config("SDH*", 16, 2, 24, 2, 2)
+    files = [tmp_path / str(seed) / "m.pt" for seed in (0, 1)]
+    for seed, file in enumerate(files):
+        file.parent.mkdir()
+        vortex.write(file, config, dict(running_tensors(new_model(config, seed))))
+        if by_torch:
+            torch.save(torch.load(file, weights_only=True), file)
+        split(file, 4)
+    for ours, other in zip(*map(files_of, files), strict=True):
+        kept = ours.read_bytes()
+        assert len(kept) == other.stat().st_size
+        shutil.copy(other, ours)
+        with pytest.raises(CheckpointError, match=r"does not fit the other parts"):
+            open_checkpoint(files[0], config)
+        ours.write_bytes(kept)
+    open_checkpoint(files[0], config)
+
+
+def test_parts_joined_in_the_wrong_order_are_refused(published):
+    split(published, 3)
+    parts = files_of(published)
+    published.write_bytes(b"".join(parts[i].read_bytes() for i in (1, 0, 2)))
+    with pytest.raises(CheckpointError, match="was put together from parts in the wrong order"):
+        load_model(published)
+
+
+def test_a_pipe_in_place_of_a_part_is_refused(published):
+    split(published, 3)
+    part = published.with_name(f"{published.name}.part1")
+    part.unlink()
+    os.mkfifo(part)
+    with pytest.raises(CheckpointError, match=r"\.part1 is not a regular file"):
+        load_model(published)
+
+
+@pytest.mark.parametrize("name", [native.CONFIG, native.WEIGHTS])
+def test_a_pipe_in_place_of_a_native_file_is_refused(published, name):
+    path = through(published, "native")
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        load_model(path)
+
+
+def test_what_we_write_has_its_checksums(published):
+    """As `unzip -t` compares them."""
+    assert zipfile.ZipFile(through(published, "vortex")).testzip() is None
+
+
+@pytest.mark.parametrize("value", [0.25, float("nan")])
+def test_poles_that_savanna_cannot_hold_are_not_written(value, tmp_path):
+    model, tensors = model_of("H")
+    tensors["blocks.0.mixer.log_poles"][3, 1] = value
+    native.write(tmp_path / "a", model.config, tensors)
+    with pytest.raises(CheckpointError, match=f"a log-pole is {value}.*convert to native or vortex"):
+        through(tmp_path / "a", "savanna")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (
+        torch.equal(
+            open_checkpoint(through(tmp_path / "a", "vortex")).tensors["blocks.0.mixer.log_poles"].read(),
+            tensors["blocks.0.mixer.log_poles"],
+        )
+        or value != value
+    )
 
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/m.safetensors", "config.json", ""])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stripedhyena2.checkpoints.lazy import LazyTensor, combine
 from stripedhyena2.config import Config
+from stripedhyena2.errors import CheckpointError
 
 Tensors = dict[str, LazyTensor]
 
@@ -143,7 +144,16 @@ def _log_poles(c: Config, p: Tensor, gamma: Tensor) -> Tensor:
 
 
 def pole_parameters(log_poles: Tensor) -> tuple[Tensor, Tensor]:
-    """`p` and `gamma` of which `-exp(p) * exp(gamma)` is log_poles to the last bit: gamma makes up for p's rounding."""
+    """`p` and `gamma` of which `-exp(p) * exp(gamma)` is log_poles to the last bit: gamma makes up for p's rounding.
+
+    Raises:
+        CheckpointError: a log-pole is positive (its filter grows), or NaN: this form has none of these.
+    """
+    if not log_poles.is_meta and not bool((log_poles <= 0).all()):
+        raise CheckpointError(
+            f"a log-pole is {log_poles.max().item():g}; Savanna's -exp(p) * exp(gamma) is never positive: "
+            "convert to native or vortex instead"
+        )
     exact = torch.log(-log_poles.double())
     p = exact.to(log_poles.dtype)
     gamma = (exact - p).nan_to_num(0.0)  # a pole of 1: p is -inf, whatever gamma is

@@ -9,9 +9,11 @@ import io
 import os
 import pickle
 import re
+import struct
 import zipfile
+import zlib
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -22,7 +24,9 @@ from torch import Tensor
 
 from stripedhyena2.atomic import replacing
 from stripedhyena2.checkpoints.lazy import LazyTensor
+from stripedhyena2.checkpoints.zip_records import MisplacedRecord, Record, is_damaged, records, write_crc
 from stripedhyena2.errors import CheckpointError
+from stripedhyena2.schema import named
 
 META_KEEPS_PLACES = hasattr(torch.serialization, "_is_meta_location")
 """Whether this torch (2.11 or later) says where in the file a tensor of the meta device would have been read from;
@@ -35,33 +39,78 @@ def read(path: Path) -> dict[str, Any]:
     """The dict in a `.pt` file (or in its parts), its tensors as LazyTensor by their keys, nested dicts as they are.
 
     Raises:
-        CheckpointError: there is no file, it is damaged, or it holds anything but tensors, plain values and io.BytesIO.
+        CheckpointError: there is no file, it is damaged, put together from parts that do not belong together, or it
+            holds anything but tensors, plain values and io.BytesIO.
     """
     files = files_of(path)
     if not files:
         raise CheckpointError(f"no checkpoint at {path}; give a native directory or a published .pt file")
     with io.BufferedReader(JoinedFile(files)) as file:
-        _demand_plain_zip(path, file)
+        _check_parts(files, file, _records(path, files, file))
         contents = _unpickle(path, file)
         size = file.seek(0, os.SEEK_END)
     if not isinstance(contents, dict):
         raise CheckpointError(f"{path} is not a checkpoint: it holds no dict of named tensors; {_RESAVE}")
-    return {key: _lazy(path, files, size, key, value) for key, value in contents.items()}
+    nested = {k: _lazy_dict(path, files, size, v) if isinstance(v, dict) else v for k, v in contents.items()}
+    return _lazy_dict(path, files, size, nested)
 
 
-def _demand_plain_zip(path: Path, file: io.BufferedReader[Any]) -> None:
+def damaged(path: Path) -> Iterator[tuple[str, int, bool]]:
+    """Every record of a `.pt` file (or of its parts): its name, its size in bytes, and whether they have changed.
+
+    Raises:
+        CheckpointError: the file is not a readable `.pt` file.
+    """
+    files = files_of(path)
+    with io.BufferedReader(JoinedFile(files)) as file:
+        for record in _records(path, files, file):
+            yield record.name, record.size, is_damaged(file, record)
+
+
+def _records(path: Path, files: list[Path], file: io.BufferedReader[Any]) -> list[Record]:
     try:
-        records = zipfile.ZipFile(file).infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e:
+        directory = zipfile.ZipFile(file)
+        if not any(info.filename.endswith("/data.pkl") for info in directory.infolist()):
+            raise CheckpointError(
+                f"{path} is a zip file but not a checkpoint; give a native directory or a published .pt file"
+            )
+        if any(info.compress_type != zipfile.ZIP_STORED for info in directory.infolist()):
+            raise CheckpointError(f"{path} is refused: its records are compressed, which PyTorch never does; {_RESAVE}")
+        return list(records(file, directory))
+    except MisplacedRecord as e:
+        raise _wrong_part(files, e.offset) from e
+    except CheckpointError:
+        raise
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as e:
         raise CheckpointError(
             f"{path} is not a readable checkpoint (truncated, or not a .pt file); download it again"
         ) from e
-    if not any(record.filename.endswith("/data.pkl") for record in records):
-        raise CheckpointError(
-            f"{path} is a zip file but not a checkpoint; give a native directory or a published .pt file"
+
+
+def _check_parts(files: list[Path], file: io.BufferedReader[Any], found: list[Record]) -> None:
+    """CheckpointError unless the parts belong to one checkpoint and stand in its order.
+
+    Of a record within one part, the CRC-32 beside its bytes has been compared with the directory; the few that lie
+    across the end of a part are read.
+    """
+    ends = ends_of(files)[:-1]
+    for record in found:
+        across = [end for end in ends if record.offset < end < record.end]
+        if across and is_damaged(file, record):
+            raise _wrong_part(files, across[0])
+
+
+def _wrong_part(files: list[Path], offset: int) -> CheckpointError:
+    if len(files) == 1:
+        return CheckpointError(
+            f"{files[0]} is damaged, or was put together from parts in the wrong order or of another checkpoint; "
+            "download it again"
         )
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise CheckpointError(f"{path} is refused: its records are compressed, which PyTorch never does; {_RESAVE}")
+    part = files[min(bisect_right(ends_of(files), max(offset, 0)), len(files) - 1)]
+    return CheckpointError(
+        f"{part} does not fit the other parts: it is of another checkpoint, has another's number, or is damaged; "
+        "download it again"
+    )
 
 
 def _unpickle(path: Path, file: io.BufferedReader[Any]) -> Any:
@@ -87,13 +136,15 @@ def load_places(file: Any) -> Any:
         return torch.load(file, weights_only=True)
 
 
-def _lazy(path: Path, files: list[Path], size: int, key: str, value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _lazy(path, files, size, k, v) for k, v in value.items()}
-    if not isinstance(value, Tensor):
-        return value
+def _lazy_dict(path: Path, files: list[Path], size: int, values: dict[Any, Any]) -> dict[Any, Any]:
+    return {k: _lazy(path, files, size, named(k), v) if isinstance(v, Tensor) else v for k, v in values.items()}
+
+
+def _lazy(path: Path, files: list[Path], size: int, key: str, value: Tensor) -> LazyTensor:
     if value.layout != torch.strided or value.is_quantized:
         raise CheckpointError(f"{path}: {key} is not a plain tensor; {_RESAVE}")
+    if _span(value) < value.numel():
+        raise CheckpointError(f"{path}: {key} repeats elements of the file, which weights never do; {_RESAVE}")
     storage: Any = value.untyped_storage()
     start = storage._checkpoint_offset + value.storage_offset() * value.itemsize
     if start + _span(value) * value.itemsize > size:
@@ -140,10 +191,13 @@ def _write(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
         torch.save({key: by_identity[id(t)] for key, t in tensors.items()}, path)
     places = load_places(path)
     with path.open("r+b") as file:
+        by_start = {record.start: record for record in records(file, zipfile.ZipFile(file))}
         for key, t in tensors.items():
             storage: Any = places[key].untyped_storage()
+            data = t.read().contiguous().reshape(-1).view(torch.uint8).numpy().data
             file.seek(storage._checkpoint_offset)
-            file.write(t.read().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.write(data)
+            write_crc(file, by_start[storage._checkpoint_offset], zlib.crc32(data))
 
 
 _PART = re.compile(r"(?P<base>.+)\.part\d+")
@@ -161,7 +215,7 @@ def files_of(path: Path) -> list[Path]:
     Empty where there is neither.
 
     Raises:
-        CheckpointError: a part is missing, or there twice.
+        CheckpointError: a part is missing, there twice, or not a regular file.
     """
     path = whole_name(path)
     if path.is_file():
@@ -173,11 +227,19 @@ def files_of(path: Path) -> list[Path]:
         for file in path.parent.iterdir()
         if _PART.fullmatch(file.name) and whole_name(file) == path
     ]
+    for _, file in numbered:
+        if not file.is_file():
+            raise CheckpointError(f"{file} is not a regular file; download that part again")
     numbers = sorted(number for number, _ in numbered)
     if numbers != list(range(len(numbers))):
         here = ", ".join(map(str, numbers))
         raise CheckpointError(f"{path} needs the parts 0, 1, 2, ... each once, but has {here}; download the others")
     return [file for _, file in sorted(numbered)]
+
+
+def ends_of(files: list[Path]) -> list[int]:
+    """Where each of the files ends when their bytes stand in one."""
+    return list(accumulate(file.stat().st_size for file in files))
 
 
 class JoinedFile(io.RawIOBase):
