@@ -81,7 +81,7 @@ def fastest(operator: str, dtype: torch.dtype, call: Callable[[], object], devic
     """Print the operator's fastest candidate as a line of the table, leaving the table as it was."""
     from triton.runtime.errors import OutOfResources
 
-    name, newest = str(dtype).removeprefix("torch."), tuned.generation(torch.device(device))
+    name, newest = str(dtype).removeprefix("torch."), tuned.gpu(torch.device(device)).generation
     key, before = (operator, name, 0, newest), dict(tuned.TABLE)
     times: list[tuple[float, Config]] = []
     in_use = measure(call)

@@ -3,6 +3,10 @@
 `python -m hyena_kernels.tune` measures the candidates on the GPU at hand and prints its lines of this table anew.
 """
 
+import functools
+import importlib.metadata
+from typing import NamedTuple
+
 import torch
 
 Config = dict[str, int]
@@ -16,6 +20,7 @@ TABLE: dict[tuple[str, str, int, int], Config] = {
     ("fused_forward", "bfloat16", 0, 8): {"N": 32, "LB": 64, "span": 512, "warps": 4},
     ("fused_input_gradient", "bfloat16", 0, 8): {"N": 16, "LB": 64, "span": 512, "warps": 4},
     ("fused_input_gradient", "bfloat16", 0, 9): {"N": 32, "LB": 64, "span": 512, "warps": 4},
+    ("fused_input_gradient", "bfloat16", 0, 12): {"N": 16, "LB": 64, "span": 512, "warps": 4},
     ("fused_weight_gradient", "bfloat16", 0, 8): {"N": 16, "LB": 64, "span": 1024, "warps": 8},
     ("fused_weight_gradient", "bfloat16", 0, 9): {"N": 16, "LB": 64, "span": 1024, "warps": 8},
     ("fused_step", "float32", 0, 8): {"C": 32, "rows": 32, "warps": 4},
@@ -39,15 +44,59 @@ The width is the channels that share a filter where that decides the blocks, els
 """
 
 
-def generation(device: torch.device) -> int:
-    """The major compute capability: 8 Ampere and Ada, 9 Hopper, 10 Blackwell; Hopper where there is no GPU."""
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
+MEASURED: dict[tuple[str, str, int, str, str], Config] = {}
+"""(operator, dtype, width at least, GPU model, Triton version) -> as in TABLE, which it goes before.
+
+The lines that `python -m hyena_kernels.tune` printed on that GPU. The version, of two numbers, is empty where the line
+holds for every one.
+"""
+
+
+class Gpu(NamedTuple):
+    """What block sizes depend on."""
+
+    generation: int
+    """The major compute capability: 8 Ampere and Ada, 9 Hopper, 10 Blackwell."""
+    model: str = ""
+    triton: str = ""
+    """Triton's version, of two numbers."""
+
+
+target: Gpu | None = None
+"""The GPU that block sizes are chosen for, if not the one that the tensors lie on."""
+
+
+@functools.cache
+def _installed(index: int) -> Gpu:
+    version = ".".join(importlib.metadata.version("triton").split(".")[:2])
+    return Gpu(torch.cuda.get_device_capability(index)[0], torch.cuda.get_device_name(index), version)
+
+
+def gpu(device: torch.device) -> Gpu:
+    """The GPU that block sizes are chosen for; a Hopper where there is none."""
+    if target is not None:
+        return target
+    if device.type != "cuda":
+        return Gpu(9)
+    return _installed(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def find(operator: str, dtype: torch.dtype, width: int, device: torch.device) -> Config | None:
-    """The entry for the newest generation, then the largest width, that does not exceed the case at hand."""
-    name, newest = str(dtype).removeprefix("torch."), generation(device)
-    fitting = [key for key in TABLE if key[:2] == (operator, name) and key[2] <= width and key[3] <= max(newest, 8)]
+    """The line measured on this GPU, or that for the newest generation; of several, the one for the largest width.
+
+    Neither the width nor the generation of a line exceeds the case at hand.
+    """
+    name, here = str(dtype).removeprefix("torch."), gpu(device)
+    measured = [
+        key
+        for key in MEASURED
+        if key[:2] == (operator, name) and key[2] <= width and key[3] == here.model and key[4] in ("", here.triton)
+    ]
+    if measured:
+        return MEASURED[max(measured, key=lambda key: (key[4] != "", key[2]))]
+    fitting = [
+        key for key in TABLE if key[:2] == (operator, name) and key[2] <= width and key[3] <= max(here.generation, 8)
+    ]
     return TABLE[max(fitting, key=lambda key: (key[3], key[2]))] if fitting else None
 
 

@@ -254,7 +254,9 @@ def test_operators_are_registered_as_torch_compile_wants_them():
 )
 def test_compiles_without_spills(D, gated, extras, dtype, capability, record_property):
     """Every kernel as training, streaming and decoding launch it; `extras`: biases, states, the state's gradient."""
-    from aot import assert_fits, compiled_for, resources
+    from aot import assert_fits, compiled_for
+
+    from hyena_kernels.ahead_of_time import resources
 
     width, new = 3 * D if gated else D, torch.empty
     with torch.device("meta"), compiled_for(capability) as kernels:
@@ -273,4 +275,4 @@ def test_compiles_without_spills(D, gated, extras, dtype, capability, record_pro
         assert_fits(kernel, capability)
         if name not in ("step", "join_segments"):
             assert "shfl.sync" not in kernel.asm["ptx"], f"{name}: a channel's modes are spread over threads"
-        record_property(name, resources(kernel)["REG"])
+        record_property(name, resources(kernel).registers)
