@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hyena_kernels import dispatch, tuned
-from hyena_kernels.short_conv.triton import optional
+from hyena_kernels.launch import launch
 
 PRECISION = tl.constexpr("tf32x3")
 """float32 products as three tf32 ones: tensor cores, with about 22 bits of mantissa. Of no effect on bfloat16."""
@@ -162,9 +162,8 @@ def filter_gradient(gram: Tensor, K: int) -> Tensor:
     """dh (G, K), float32, from partial sums (parts, G, M, LB, LB)."""
     parts, G, M, LB, _ = gram.shape
     dh = gram.new_empty(G, K)
-    diagonals_kernel[G, triton.cdiv(K, 32)](
-        gram, dh, parts, K, M, LB=LB, ROWS=min(LB, 32), TAPS=32, num_warps=4, enable_fp_fusion=True
-    )
+    grid = G, triton.cdiv(K, 32)
+    launch(diagonals_kernel, grid, (gram,), (dh,), (parts, K, M), LB=LB, ROWS=min(LB, 32), TAPS=32, num_warps=4)
     return dh
 
 
@@ -175,12 +174,12 @@ def _convolve(x: Tensor, h: Tensor, skip: Tensor | None, past: Tensor | None, re
     CW = tile_width(D // G, N)
     rows = L + K - 1 if reverse and past is not None else L
     y, ypast = x.new_empty(B, L, D), x.new_empty(B, rows - L, D)
-    if B > 0:
-        forward_kernel[G * triton.cdiv(D // G, CW), triton.cdiv(rows, N // CW * LB), B](
-            x.contiguous(), h.to(x.dtype).contiguous(), optional(skip, x), optional(past, x), y, ypast, L, K, D,
-            GROUP=D // G, CW=CW, N=N, LB=LB, REVERSE=reverse, HAS_SKIP=skip is not None, HAS_STATE=past is not None,
-            num_warps=tuning["warps"], num_stages=1, enable_fp_fusion=True,
-        )  # fmt: skip
+    launch(
+        forward_kernel, (G * triton.cdiv(D // G, CW), triton.cdiv(rows, N // CW * LB), B),
+        (x.contiguous(), h.to(x.dtype).contiguous(), skip, past), (y, ypast), (L, K, D),
+        GROUP=D // G, CW=CW, N=N, LB=LB, REVERSE=reverse, HAS_SKIP=skip is not None, HAS_STATE=past is not None,
+        num_warps=tuning["warps"], num_stages=1,
+    )  # fmt: skip
     return y, ypast
 
 
@@ -204,11 +203,11 @@ def weight_gradients(x: Tensor, dy: Tensor, K: int, G: int, state: Tensor | None
     Z = B * triton.cdiv(triton.cdiv(L, N // CW * LB), tiles)
     gram = x.new_empty(Z * splits, G, M, LB, LB, dtype=torch.float32)
     dskip = x.new_empty(Z if skip else 0, D, dtype=torch.float32)
-    if B > 0:
-        gram_kernel[G * splits, Z, M](
-            x.contiguous(), optional(None if state is None else state.contiguous(), x), dy.contiguous(), gram, dskip,
-            L, K, D, tiles,
-            GROUP=D // G, CW=CW, N=N, LB=LB, HAS_SKIP=skip, HAS_STATE=state is not None,
-            num_warps=tuning["warps"], num_stages=1, enable_fp_fusion=True,
-        )  # fmt: skip
+    launch(
+        gram_kernel, (G * splits, Z, M),
+        (x.contiguous(), None if state is None else state.contiguous(), dy.contiguous()), (gram, dskip),
+        (L, K, D, tiles),
+        GROUP=D // G, CW=CW, N=N, LB=LB, HAS_SKIP=skip, HAS_STATE=state is not None,
+        num_warps=tuning["warps"], num_stages=1,
+    )  # fmt: skip
     return filter_gradient(gram, K), dskip.sum(0)

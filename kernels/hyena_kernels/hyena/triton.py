@@ -23,7 +23,7 @@ from torch import Tensor
 from hyena_kernels import tuned
 from hyena_kernels.fir_conv.triton import columns, factor, filter_gradient, matmul, tile_width, write_channels
 from hyena_kernels.hyena.reference import CoreState
-from hyena_kernels.short_conv.triton import optional
+from hyena_kernels.launch import launch
 
 MAX_FACTORS = 3
 
@@ -331,14 +331,14 @@ def forward(
     N, LB, M, CW, span = _blocks(tuning, D // G, K, L)
     y, new = u.new_empty(B, L, D), u.new_empty(B, K - 1, D)
     featurizer_past, past = (None, None) if state is None else (s.contiguous() for s in state)
-    if B > 0:
-        forward_kernel[G * triton.cdiv(D // G, CW), triton.cdiv(L, N // CW * span), B](
-            u.contiguous(), w.t().contiguous(), optional(bias, u), h.to(u.dtype).contiguous(), optional(skip, u),
-            optional(featurizer_past, u), optional(past, u), y, new, L, D, K, span,
-            GROUP=D // G, CW=CW, N=N, LB=LB, M=M, W=W,
-            HAS_BIAS=bias is not None, HAS_SKIP=skip is not None, HAS_STATE=state is not None,
-            num_warps=tuning["warps"], num_stages=1, enable_fp_fusion=True,
-        )  # fmt: skip
+    launch(
+        forward_kernel, (G * triton.cdiv(D // G, CW), triton.cdiv(L, N // CW * span), B),
+        (u.contiguous(), w.t().contiguous(), bias, h.to(u.dtype).contiguous(), skip, featurizer_past, past), (y, new),
+        (L, D, K, span),
+        GROUP=D // G, CW=CW, N=N, LB=LB, M=M, W=W,
+        HAS_BIAS=bias is not None, HAS_SKIP=skip is not None, HAS_STATE=state is not None,
+        num_warps=tuning["warps"], num_stages=1,
+    )  # fmt: skip
     return y, new
 
 
@@ -357,25 +357,23 @@ def backward(
     weights = tuned.config("fused_weight_gradient", u.dtype, D // G, u.device)
     df, dstate = u.new_empty(B, L, width), u.new_empty(B, 0 if state is None else K - 1, D)
     N, LB, M, CW, span = _blocks(inputs, D // G, K, L)
-    if B > 0:
-        input_gradient_kernel[G * triton.cdiv(D // G, CW), triton.cdiv(L, N // CW * span), B](
-            u, w, optional(bias, u), h, optional(skip, u), optional(featurizer_past, u), dy,
-            optional(None if dnew is None else dnew.contiguous(), u), df, dstate, L, D, K, span,
-            GROUP=D // G, CW=CW, N=N, LB=LB, M=M, HAS_DNEW=dnew is not None, **flags,
-            num_warps=inputs["warps"], num_stages=1, enable_fp_fusion=True,
-        )  # fmt: skip
+    launch(
+        input_gradient_kernel, (G * triton.cdiv(D // G, CW), triton.cdiv(L, N // CW * span), B),
+        (u, w, bias, h, skip, featurizer_past, dy, None if dnew is None else dnew.contiguous()), (df, dstate),
+        (L, D, K, span),
+        GROUP=D // G, CW=CW, N=N, LB=LB, M=M, HAS_DNEW=dnew is not None, **flags,
+        num_warps=inputs["warps"], num_stages=1,
+    )  # fmt: skip
 
     N, LB, M, CW, span = _blocks(weights, D // G, K, L)
     splits, programs = triton.cdiv(D // G, CW), triton.cdiv(L, N // CW * span)
     gram = u.new_empty(B * programs * splits, G, M, LB, LB, dtype=torch.float32)
     dskip = u.new_empty(0 if skip is None else B * programs, D, dtype=torch.float32)
-    if B > 0:
-        weight_gradient_kernel[G * splits, programs, B](
-            u, w, optional(bias, u), h, optional(skip, u), optional(featurizer_past, u), optional(past, u), dy, df,
-            gram, dskip, L, D, K, span,
-            GROUP=D // G, CW=CW, N=N, LB=LB, M=M, **flags,
-            num_warps=weights["warps"], num_stages=1, enable_fp_fusion=True,
-        )  # fmt: skip
+    launch(
+        weight_gradient_kernel, (G * splits, programs, B),
+        (u, w, bias, h, skip, featurizer_past, past, dy), (df, gram, dskip), (L, D, K, span),
+        GROUP=D // G, CW=CW, N=N, LB=LB, M=M, **flags, num_warps=weights["warps"], num_stages=1,
+    )  # fmt: skip
     return df, dstate, filter_gradient(gram, K), dskip.sum(0)
 
 
@@ -389,12 +387,10 @@ def step(
     new = u.new_empty(B, W - 1, width), u.new_empty(B, K - 1, D)
     tuning = tuned.config("fused_step", u.dtype, D // G, u.device)
     featurizer_past, past = (None, None) if state is None else (s.contiguous() for s in state)
-    if B > 0:
-        step_kernel[triton.cdiv(D, tuning["C"]), B](
-            u.contiguous(), w.contiguous(), optional(bias, u), h.contiguous(), optional(skip, u),
-            optional(featurizer_past, u), optional(past, u), y, *new, D, K,
-            GROUP=D // G, W=W, ROWS=min(triton.next_power_of_2(K), tuning["rows"]), C=tuning["C"],
-            HAS_BIAS=bias is not None, HAS_SKIP=skip is not None, HAS_STATE=state is not None,
-            num_warps=tuning["warps"], enable_fp_fusion=True,
-        )  # fmt: skip
+    launch(
+        step_kernel, (triton.cdiv(D, tuning["C"]), B),
+        (u.contiguous(), w.contiguous(), bias, h.contiguous(), skip, featurizer_past, past), (y, *new), (D, K),
+        GROUP=D // G, W=W, ROWS=min(triton.next_power_of_2(K), tuning["rows"]), C=tuning["C"],
+        HAS_BIAS=bias is not None, HAS_SKIP=skip is not None, HAS_STATE=state is not None, num_warps=tuning["warps"],
+    )  # fmt: skip
     return y, new

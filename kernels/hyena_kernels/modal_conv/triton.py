@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from hyena_kernels import tuned
+from hyena_kernels.launch import Kernel, launch
 from hyena_kernels.modal_conv import scan, scan_backward
 
 MOST_MODES = 32
@@ -32,9 +33,9 @@ def segments_of(u: Tensor, D: int) -> tuple[int, int]:
     return length, triton.cdiv(L, length)
 
 
-def given(x: Tensor | None, instead: Tensor) -> Tensor:
-    """A pointer for an argument which a kernel's flags may say not to read."""
-    return instead if x is None else x.contiguous()
+def packed(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors that there are, contiguous."""
+    return tuple(None if t is None else t.contiguous() for t in tensors)
 
 
 def constants_of(log_poles: Tensor, w: Tensor | None, bias: Tensor | None) -> dict[str, Any]:
@@ -43,13 +44,21 @@ def constants_of(log_poles: Tensor, w: Tensor | None, bias: Tensor | None) -> di
     return {"D": D, "N": N, "MODES": triton.next_power_of_2(N), "GATED": w is not None, "BIASED": bias is not None}
 
 
-def launch(kernel, segments: int, u: Tensor, *args, **constants) -> None:
-    """Run a kernel on blocks of channels x segments x sequences."""
-    D, warps = constants["D"], tuning(u, constants["D"])["warps"]
+def walk(
+    kernel: Kernel,
+    segments: int,
+    reads: tuple[Tensor | None, ...],
+    writes: tuple[Tensor, ...],
+    sizes: tuple[int, int],
+    **constants: Any,
+) -> None:
+    """Launch a kernel on blocks of channels x segments x sequences."""
+    u, D = reads[0], constants["D"]
+    assert u is not None
+    warps = tuning(u, D)["warps"]
     block = 32 * warps  # channels, one to a thread, as scan.py needs it
-    kernel[triton.cdiv(D, block), segments, u.shape[0]](
-        u, *args, **constants, BLOCK=block, num_warps=warps, enable_fp_fusion=True
-    )
+    grid = triton.cdiv(D, block), segments, u.shape[0]
+    launch(kernel, grid, reads, writes, sizes, **constants, BLOCK=block, num_warps=warps)
 
 
 def join(ends: Tensor, outside: Tensor | None, log_poles: Tensor, length: int, *, reverse: bool = False) -> Tensor:
@@ -57,10 +66,10 @@ def join(ends: Tensor, outside: Tensor | None, log_poles: Tensor, length: int, *
     B, segments, N, D = ends.shape
     starts, rows = torch.empty_like(ends), triton.next_power_of_2(segments)
     block = min(256, 4096 // rows)
-    scan.join_segments[triton.cdiv(N * D, block), B](
-        ends, given(outside, ends), log_poles, starts, length, segments,
-        D=D, N=N, SEGMENTS=rows, BLOCK=block, HAS_OUTSIDE=outside is not None, REVERSE=reverse,
-        num_warps=4, enable_fp_fusion=True,
+    launch(
+        scan.join_segments, (triton.cdiv(N * D, block), B),
+        (ends, *packed(outside), log_poles), (starts,), (length, segments),
+        D=D, N=N, SEGMENTS=rows, BLOCK=block, HAS_OUTSIDE=outside is not None, REVERSE=reverse, num_warps=4,
     )  # fmt: skip
     return starts
 
@@ -83,19 +92,17 @@ def forward(
     (B, L, _), (D, N) = u.shape, log_poles.shape
     length, segments = segments_of(u, D)
     y, final, starts = u.new_empty(B, L, D), log_poles.new_empty(B, D, N), log_poles.new_empty(B, segments, N, D)
-    if B * D == 0:
-        return y, final, starts
     constants = constants_of(log_poles, w, bias) | {"HAS_PAST": past is not None}
     u, log_poles, residues = u.contiguous(), log_poles.t().contiguous(), residues.t().contiguous()
-    featurizer = given(past, u), given(w, log_poles), given(bias, log_poles)
-    started = segments > 1 or state is not None
+    inputs = (u, *packed(past, w, bias), log_poles)
+    started, sizes = segments > 1 or state is not None, (L, length)
     if segments > 1:
-        launch(scan.segment_ends, segments - 1, u, *featurizer, log_poles, starts, L, length, **constants)
+        walk(scan.segment_ends, segments - 1, inputs, (starts,), sizes, **constants)
     if started:
         starts = join(starts, state, log_poles, length)
-    launch(
-        scan.outputs, segments, u, *featurizer, log_poles, residues, given(skip, log_poles), starts, y, final,
-        L, length, **constants, HAS_SKIP=skip is not None, HAS_STARTS=started,
+    walk(
+        scan.outputs, segments, (*inputs, residues, *packed(skip), starts), (y, final), sizes,
+        **constants, HAS_SKIP=skip is not None, HAS_STARTS=started,
     )  # fmt: skip
     return y, final, starts
 
@@ -119,33 +126,30 @@ def backward(
     du, dpast, dstate = u.new_empty(B, L, width), u.new_empty(B, 2, width), log_poles.new_empty(B, D, N)
     dmodes, dskip = log_poles.new_empty(B, segments, 2, N, D), log_poles.new_empty(B, segments, D)
     dtaps = log_poles.new_empty(B, segments, 4, 0 if w is None else width)
-    if B * D > 0:
-        constants = constants_of(log_poles, w, bias)
-        u, dy = u.contiguous(), dy.contiguous()
-        log_poles, residues = log_poles.t().contiguous(), residues.t().contiguous()
-        featurizer = given(past, u), given(w, log_poles), given(bias, log_poles)
-        filters = log_poles, residues, given(skip, log_poles)
-        g = given(None if dfinal is None else dfinal.transpose(1, 2), starts)
-        flags = constants | {
-            "HAS_PAST": past is not None,
-            "HAS_SKIP": skip is not None,
-            "HAS_ADJOINTS": segments > 1,
-            "HAS_DFINAL": dfinal is not None,
-        }
-        adjoints = torch.empty_like(starts)
-        if segments > 1:
-            ends = scan_backward.adjoint_ends
-            launch(ends, segments - 1, u, *featurizer, log_poles, dy, adjoints, L, length, **constants)
-            adjoints = join(adjoints, None, log_poles, length, reverse=True)
-        launch(
-            scan_backward.filter_gradients, segments,
-            u, *featurizer, *filters, starts, adjoints, g, dy, du, dpast, dmodes, dskip, dtaps,
-            L, length, **flags, HAS_STARTS=segments > 1 or state is not None,
-        )  # fmt: skip
-        launch(
-            scan_backward.input_gradients, segments,
-            u, *featurizer, *filters, adjoints, g, dy, du, dpast, dstate, dtaps, L, length, **flags,
-        )  # fmt: skip
+    constants = constants_of(log_poles, w, bias)
+    u, dy = u.contiguous(), dy.contiguous()
+    log_poles, residues = log_poles.t().contiguous(), residues.t().contiguous()
+    inputs = (u, *packed(past, w, bias), log_poles)
+    filters = (residues, *packed(skip))
+    final = packed(None if dfinal is None else dfinal.transpose(1, 2))
+    flags = constants | {
+        "HAS_PAST": past is not None,
+        "HAS_SKIP": skip is not None,
+        "HAS_ADJOINTS": segments > 1,
+        "HAS_DFINAL": dfinal is not None,
+    }
+    adjoints, sizes = torch.empty_like(starts), (L, length)
+    if segments > 1:
+        walk(scan_backward.adjoint_ends, segments - 1, (*inputs, dy), (adjoints,), sizes, **constants)
+        adjoints = join(adjoints, None, log_poles, length, reverse=True)
+    walk(
+        scan_backward.filter_gradients, segments, (*inputs, *filters, starts, adjoints, *final, dy),
+        (du, dpast, dmodes, dskip, dtaps), sizes, **flags, HAS_STARTS=segments > 1 or state is not None,
+    )  # fmt: skip
+    walk(
+        scan_backward.input_gradients, segments, (*inputs, *filters, adjoints, *final, dy),
+        (du, dpast, dstate, dtaps), sizes, **flags,
+    )  # fmt: skip
     poles_and_residues, taps = dmodes.sum((0, 1)), dtaps.sum((0, 1))
     dlog_poles, dresidues = (x.t().contiguous() for x in poles_and_residues)
     return du, dlog_poles, dresidues, dskip.sum((0, 1)), dstate, taps[:3].t().contiguous(), taps[3].clone(), dpast
@@ -164,12 +168,11 @@ def step(
     """`forward` of one token, in one launch: y (B, 1, D), the state (B, D, N), and the past (B, 2, 3D), after it."""
     (B, _, width), (D, N) = u.shape, log_poles.shape
     y, final, new_past = u.new_empty(B, 1, D), log_poles.new_empty(B, D, N), u.new_empty(B, 2, width)
-    if B * D > 0:
-        u, log_poles = u.contiguous(), log_poles.contiguous()
-        scan.step[triton.cdiv(D, 32), B](
-            u, given(past, u), given(w, log_poles), given(bias, log_poles), log_poles, residues.contiguous(),
-            given(skip, log_poles), given(state, log_poles), y, new_past, final, **constants_of(log_poles, w, bias),
-            HAS_PAST=past is not None, HAS_SKIP=skip is not None, HAS_STATE=state is not None,
-            BLOCK=32, num_warps=4, enable_fp_fusion=True,
-        )  # fmt: skip
+    u, log_poles = u.contiguous(), log_poles.contiguous()
+    launch(
+        scan.step, (triton.cdiv(D, 32), B),
+        (u, *packed(past, w, bias), log_poles, residues.contiguous(), *packed(skip, state)), (y, new_past, final),
+        **constants_of(log_poles, w, bias),
+        HAS_PAST=past is not None, HAS_SKIP=skip is not None, HAS_STATE=state is not None, BLOCK=32, num_warps=4,
+    )  # fmt: skip
     return y, final, new_past

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hyena_kernels import tuned
+from hyena_kernels.launch import launch
 
 MAX_TAPS = 8
 
@@ -236,11 +237,6 @@ def backward_kernel(
         tl.store(dbias + program * D + c, sb, mask=live)
 
 
-def optional(x: Tensor | None, instead: Tensor) -> Tensor:
-    """A pointer for an argument that the kernel's flags say not to read."""
-    return instead if x is None else x
-
-
 def forward(
     x: Tensor,
     h: Tensor,
@@ -260,21 +256,16 @@ def forward(
     (G, K), fused = h.shape, w is not None
     D = width // 3 if fused else width
     y, new = x.new_empty(B, L, D), x.new_empty(B, K - 1 if fused else 0, D)
-    if B == 0:
-        return y, new
     tuning = tuned.config("fused_walk" if fused else "short_forward", x.dtype, D, x.device)
     C, span = min(tuning["C"], triton.next_power_of_2(D)), tuning["span"]
-    forward_kernel[triton.cdiv(D, C), triton.cdiv(L, span), B](
-        x.contiguous(),
-        optional(None if w is None else w.t().contiguous(), x),
-        optional(bias, x),
-        h.contiguous(),
-        optional(skip, x),
-        optional(None if featurizer_state is None else featurizer_state.contiguous(), x),
-        optional(None if state is None else state.contiguous(), x),
-        y, new, L, D, span,
+    launch(
+        forward_kernel, (triton.cdiv(D, C), triton.cdiv(L, span), B),
+        (x.contiguous(), None if w is None else w.t().contiguous(), bias, h.contiguous(), skip,
+         None if featurizer_state is None else featurizer_state.contiguous(),
+         None if state is None else state.contiguous()),
+        (y, new), (L, D, span),
         GROUP=D // G, K=K, FUSED=fused, HAS_BIAS=bias is not None, HAS_SKIP=skip is not None,
-        HAS_STATE=state is not None, C=C, num_warps=tuning["warps"], enable_fp_fusion=True,
+        HAS_STATE=state is not None, C=C, num_warps=tuning["warps"],
     )  # fmt: skip
     return y, new
 
@@ -299,12 +290,11 @@ def backward(
     dx, dstate = x.new_empty(B, L, D), x.new_empty(B, 0 if state is None else K - 1, D)
     dh = x.new_empty(B * programs, K, D, dtype=torch.float32)
     dbias = x.new_empty(B * programs if bias else 0, D, dtype=torch.float32)
-    if B > 0:
-        backward_kernel[triton.cdiv(D, C), programs, B](
-            x.contiguous(), h.contiguous(), optional(skip, x),
-            optional(None if state is None else state.contiguous(), x), dy.contiguous(), dx, dstate, dh, dbias,
-            L, D, span,
-            GROUP=D // G, K=K, HAS_BIAS=bias, HAS_SKIP=skip is not None, HAS_STATE=state is not None,
-            C=C, num_warps=tuning["warps"], enable_fp_fusion=True,
-        )  # fmt: skip
+    launch(
+        backward_kernel, (triton.cdiv(D, C), programs, B),
+        (x.contiguous(), h.contiguous(), skip, None if state is None else state.contiguous(), dy.contiguous()),
+        (dx, dstate, dh, dbias), (L, D, span),
+        GROUP=D // G, K=K, HAS_BIAS=bias, HAS_SKIP=skip is not None, HAS_STATE=state is not None,
+        C=C, num_warps=tuning["warps"],
+    )  # fmt: skip
     return dx, dstate, dh.sum(0), dbias.sum(0)

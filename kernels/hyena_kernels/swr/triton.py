@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hyena_kernels import tuned
 from hyena_kernels.fir_conv.triton import matmul
+from hyena_kernels.launch import launch
 from hyena_kernels.swr.state import BLOCK, SWRState
 
 T = tl.constexpr(BLOCK)
@@ -251,17 +252,16 @@ def _grid(u: Tensor, has_state: bool, tuning: tuned.Config) -> tuple[tuple[int, 
 
 def forward(a: Tensor, u: Tensor, state: SWRState | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y (B, L, heads, 16) in u's dtype and the floating parts of the state that follows."""
-    B, L, heads, _ = u.shape
+    _, L, heads, _ = u.shape
     tuning = tuned.config("swr_forward", u.dtype, heads, u.device)
     y, value, product, before = u.new_empty(u.shape), *new_parts(u)
-    if B * heads > 0:
-        grid, blocks = _grid(u, state is not None, tuning)
-        given = [u] * 4 if state is None else [t.contiguous() for t in state]
-        forward_kernel[grid](
-            a.contiguous(), u.contiguous(), *given, y, value, product, before, L, heads, blocks, tuning["span"],
-            HAS_STATE=state is not None, HEADS=tuning["HEADS"], num_warps=tuning["warps"], num_stages=1,
-            enable_fp_fusion=True,
-        )  # fmt: skip
+    grid, blocks = _grid(u, state is not None, tuning)
+    given = [None] * 4 if state is None else [t.contiguous() for t in state]
+    launch(
+        forward_kernel, grid, (a.contiguous(), u.contiguous(), *given), (y, value, product, before),
+        (L, heads, blocks, tuning["span"]),
+        HAS_STATE=state is not None, HEADS=tuning["HEADS"], num_warps=tuning["warps"], num_stages=1,
+    )  # fmt: skip
     return y, value, product, before
 
 
@@ -269,18 +269,17 @@ def backward(
     a: Tensor, u: Tensor, dy: Tensor, state: SWRState | None, dfinal: list[Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of a (float32), u, and the state's value, product and before (not written without a state)."""
-    B, L, heads, _ = u.shape
+    _, L, heads, _ = u.shape
     tuning = tuned.config("swr_backward", u.dtype, heads, u.device)
     da, du = u.new_empty(a.shape, dtype=torch.float32), u.new_empty(u.shape)
     dvalue, dproduct, dbefore = new_parts(u)
-    if B * heads > 0:
-        grid, blocks = _grid(u, state is not None, tuning)
-        given = [u] * 4 if state is None else [t.contiguous() for t in state]
-        final = [u] * 3 if dfinal is None else [t.contiguous() for t in dfinal]
-        backward_kernel[grid](
-            a.contiguous(), u.contiguous(), dy.contiguous(), *given, *final, da, du, dvalue, dproduct, dbefore,
-            L, heads, blocks, tuning["span"],
-            HAS_STATE=state is not None, HAS_FINAL=dfinal is not None, HEADS=tuning["HEADS"],
-            num_warps=tuning["warps"], num_stages=1, enable_fp_fusion=True,
-        )  # fmt: skip
+    grid, blocks = _grid(u, state is not None, tuning)
+    given = [None] * 4 if state is None else [t.contiguous() for t in state]
+    final = [None] * 3 if dfinal is None else [t.contiguous() for t in dfinal]
+    launch(
+        backward_kernel, grid, (a.contiguous(), u.contiguous(), dy.contiguous(), *given, *final),
+        (da, du, dvalue, dproduct, dbefore), (L, heads, blocks, tuning["span"]),
+        HAS_STATE=state is not None, HAS_FINAL=dfinal is not None, HEADS=tuning["HEADS"],
+        num_warps=tuning["warps"], num_stages=1,
+    )  # fmt: skip
     return da, du, dvalue, dproduct, dbefore

@@ -1,0 +1,49 @@
+"""How every Triton kernel is launched: on the GPU that its arguments lie on, which need not be the current one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Kernel(Protocol):
+    """A function decorated with triton.jit."""
+
+    def __getitem__(self, grid: Any, /) -> Callable[..., Any]: ...
+
+
+def launch(
+    kernel: Kernel,
+    grid: tuple[int, ...],
+    reads: Sequence[Tensor | None],
+    writes: Sequence[Tensor],
+    sizes: Sequence[int] = (),
+    **options: Any,
+) -> None:
+    """Run kernel(*reads, *writes, *sizes, **options) over the grid; nothing if the grid is empty.
+
+    Args:
+        reads: tensors, the first of which is there; for one that is not, which the kernel's flags must say not to read,
+            the first stands in.
+        writes: contiguous tensors.
+        options: the kernel's constants, num_warps and num_stages.
+
+    Raises:
+        ValueError: the tensors lie on different devices.
+    """
+    if 0 in grid:
+        return
+    first = reads[0]
+    assert first is not None
+    device = first.get_device()  # -1 for tensors of no GPU: in the interpreter, or compiling ahead of time
+    pointers = [first if t is None else t for t in reads]
+    for t in (*pointers, *writes):
+        if t.get_device() != device:
+            raise ValueError(f"tensors on different devices: {first.device} and {t.device}")
+    options["enable_fp_fusion"] = True
+    if device < 0 or device == torch.cuda.current_device():
+        kernel[grid](*pointers, *writes, *sizes, **options)
+    else:
+        with torch.cuda.device(device):  # Triton launches on the current device, whatever its arguments are
+            kernel[grid](*pointers, *writes, *sizes, **options)
