@@ -1,6 +1,7 @@
 """Which implementation runs: the reference, plain PyTorch ("cpu", on any device), or the Triton kernels.
 
-A CUDA tensor in a dtype the kernels take goes to Triton where that is installed, everything else to plain PyTorch.
+A tensor on an NVIDIA GPU of compute capability 8.0 (Ampere) or newer, in a dtype that the kernels take, goes to Triton
+where that is installed. Everything else goes to plain PyTorch: CPUs, older GPUs, AMD's and Apple's.
 The environment variable HYENA_KERNELS_BACKEND, read once at import, forces one of the three.
 """
 
@@ -37,7 +38,8 @@ def backend(x: Tensor) -> str:
         RuntimeError: HYENA_KERNELS_BACKEND=triton, and the kernels cannot run on x.
     """
     if forced is None:
-        return "triton" if x.is_cuda and TRITON_FOUND and x.dtype in TRITON_DTYPES else "cpu"
+        suits = x.is_cuda and TRITON_FOUND and x.dtype in TRITON_DTYPES and _has_kernels(x.get_device())
+        return "triton" if suits else "cpu"
     if forced == "triton":
         missing = _missing(x)
         if missing:
@@ -59,12 +61,27 @@ def recorded(*tensors: Tensor | None) -> bool:
     return False
 
 
+_known: dict[int, bool] = {}  # not functools.cache, of which torch.compile warns
+
+
+def _has_kernels(gpu: int) -> bool:
+    """Whether the kernels are made for this GPU.
+
+    AMD's have 64 lanes where blocks assume 32, and no tf32x3; below 8.0 there is neither tf32 nor bfloat16.
+    """
+    if gpu not in _known:
+        _known[gpu] = torch.version.hip is None and torch.cuda.get_device_properties(gpu).major >= 8
+    return _known[gpu]
+
+
 def _missing(x: Tensor) -> str | None:
     """What keeps x from the Triton kernels, or None."""
     if not TRITON_FOUND:
         return "the package triton, which is not installed"
     if not (x.is_cuda or INTERPRETED):
         return f"CUDA tensors (or TRITON_INTERPRET=1), got one on {x.device.type}"
+    if x.is_cuda and not _has_kernels(x.get_device()):
+        return f"an NVIDIA GPU of compute capability 8.0 or newer, which {x.device} is not"
     if x.dtype not in TRITON_DTYPES:
         return f"float32 or bfloat16, got {str(x.dtype).removeprefix('torch.')}"
     return None

@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hyena_kernels
 from hyena_kernels import dispatch
@@ -38,6 +40,40 @@ def test_tensors_choose_their_backend(monkeypatch):
     assert dispatch.backend(torch.randn(1)) == "cpu"
     monkeypatch.setattr(dispatch, "forced", "reference")
     assert dispatch.backend(torch.randn(1)) == "reference"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Pretend that there is a GPU of some compute capability, of NVIDIA's or AMD's, and return a tensor on it."""
+
+    def pretend(major, hip=None):
+        monkeypatch.setattr(dispatch, "_known", {})
+        monkeypatch.setattr(torch.version, "hip", hip)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
+        with FakeTensorMode():
+            return torch.empty(1, device="cuda:1")
+
+    monkeypatch.setattr(dispatch, "TRITON_FOUND", True)
+    monkeypatch.setattr(dispatch, "forced", None)
+    return pretend
+
+
+@pytest.mark.parametrize("major", [8, 9, 10])
+def test_a_gpu_from_ampere_on_runs_triton(gpu, major):
+    x = gpu(major)
+    assert dispatch.backend(x) == "triton"
+    assert dispatch.backend(x.double()) == "cpu"
+
+
+@pytest.mark.parametrize(("major", "hip"), [(7, None), (9, "6.4"), (11, "7.0")])
+def test_older_and_other_gpus_run_plain_pytorch(gpu, monkeypatch, major, hip):
+    x = gpu(major, hip)
+    assert dispatch.backend(x) == "cpu"
+    monkeypatch.setattr(dispatch, "forced", "triton")
+    with pytest.raises(
+        RuntimeError, match=r"needs an NVIDIA GPU of compute capability 8\.0 or newer, which cuda:1 is not"
+    ):
+        dispatch.backend(x)
 
 
 @pytest.mark.parametrize(
