@@ -24,8 +24,8 @@ def launch(
     """Run kernel(*reads, *writes, *sizes, **options) over the grid; nothing if the grid is empty.
 
     Args:
-        reads: tensors, the first of which is there; for one that is not, which the kernel's flags must say not to read,
-            the first stands in.
+        reads: tensors of any strides; kernels get contiguous copies where they must. For one that is None, which the
+            kernel's flags must say not to read, the first stands in.
         writes: contiguous tensors.
         options: the kernel's constants, num_warps and num_stages.
 
@@ -37,10 +37,12 @@ def launch(
     first = reads[0]
     assert first is not None
     device = first.get_device()  # -1 for tensors of no GPU: in the interpreter, or compiling ahead of time
-    pointers = [first if t is None else t for t in reads]
+    # kernels compute offsets from shapes alone: the strides of a view would be read as if it were dense
+    pointers = [(first if t is None else t).contiguous() for t in reads]
     for t in (*pointers, *writes):
         if t.get_device() != device:
             raise ValueError(f"tensors on different devices: {first.device} and {t.device}")
+    assert all(t.is_contiguous() for t in writes)
     options["enable_fp_fusion"] = True
     if device < 0 or device == torch.cuda.current_device():
         kernel[grid](*pointers, *writes, *sizes, **options)

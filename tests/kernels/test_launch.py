@@ -16,7 +16,9 @@ PACKAGE = Path(hyena_kernels.__file__).parent
 
 def tensor_on(gpu: int):
     """What the launcher asks of a tensor, of one on a GPU that this machine need not have."""
-    return SimpleNamespace(get_device=lambda: gpu, device=f"cuda:{gpu}")
+    tensor = SimpleNamespace(get_device=lambda: gpu, device=f"cuda:{gpu}", is_contiguous=lambda: True)
+    tensor.contiguous = lambda: tensor
+    return tensor
 
 
 class Machine:

@@ -176,7 +176,7 @@ def _convolve(x: Tensor, h: Tensor, skip: Tensor | None, past: Tensor | None, re
     y, ypast = x.new_empty(B, L, D), x.new_empty(B, rows - L, D)
     launch(
         forward_kernel, (G * triton.cdiv(D // G, CW), triton.cdiv(rows, N // CW * LB), B),
-        (x.contiguous(), h.to(x.dtype).contiguous(), skip, past), (y, ypast), (L, K, D),
+        (x, h.to(x.dtype), skip, past), (y, ypast), (L, K, D),
         GROUP=D // G, CW=CW, N=N, LB=LB, REVERSE=reverse, HAS_SKIP=skip is not None, HAS_STATE=past is not None,
         num_warps=tuning["warps"], num_stages=1,
     )  # fmt: skip
@@ -185,7 +185,7 @@ def _convolve(x: Tensor, h: Tensor, skip: Tensor | None, past: Tensor | None, re
 
 def forward(x: Tensor, h: Tensor, skip: Tensor | None, state: Tensor | None) -> Tensor:
     """y (B, L, D)."""
-    return _convolve(x, h, skip, None if state is None else state.contiguous(), reverse=False)[0]
+    return _convolve(x, h, skip, state, reverse=False)[0]
 
 
 def input_gradient(dy: Tensor, h: Tensor, skip: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -205,8 +205,7 @@ def weight_gradients(x: Tensor, dy: Tensor, K: int, G: int, state: Tensor | None
     dskip = x.new_empty(Z if skip else 0, D, dtype=torch.float32)
     launch(
         gram_kernel, (G * splits, Z, M),
-        (x.contiguous(), None if state is None else state.contiguous(), dy.contiguous()), (gram, dskip),
-        (L, K, D, tiles),
+        (x, state, dy), (gram, dskip), (L, K, D, tiles),
         GROUP=D // G, CW=CW, N=N, LB=LB, HAS_SKIP=skip, HAS_STATE=state is not None,
         num_warps=tuning["warps"], num_stages=1,
     )  # fmt: skip

@@ -330,10 +330,10 @@ def forward(
     tuning = tuned.config("fused_forward", u.dtype, D // G, u.device)
     N, LB, M, CW, span = _blocks(tuning, D // G, K, L)
     y, new = u.new_empty(B, L, D), u.new_empty(B, K - 1, D)
-    featurizer_past, past = (None, None) if state is None else (s.contiguous() for s in state)
+    featurizer_past, past = (None, None) if state is None else state
     launch(
         forward_kernel, (G * triton.cdiv(D // G, CW), triton.cdiv(L, N // CW * span), B),
-        (u.contiguous(), w.t().contiguous(), bias, h.to(u.dtype).contiguous(), skip, featurizer_past, past), (y, new),
+        (u, w.t(), bias, h.to(u.dtype), skip, featurizer_past, past), (y, new),
         (L, D, K, span),
         GROUP=D // G, CW=CW, N=N, LB=LB, M=M, W=W,
         HAS_BIAS=bias is not None, HAS_SKIP=skip is not None, HAS_STATE=state is not None,
@@ -349,8 +349,9 @@ def backward(
     """df (B, L, 3D), dstate (B, K - 1, D) (empty without a state), and, float32, dh (G, K), dskip (D,)."""
     (B, L, width), (G, K), W = u.shape, h.shape, w.shape[1]
     D = width // 3
+    # contiguous here, once for both kernels
     u, dy, w, h = u.contiguous(), dy.contiguous(), w.t().contiguous(), h.to(u.dtype).contiguous()
-    featurizer_past, past = (None, None) if state is None else (s.contiguous() for s in state)
+    featurizer_past, past = (None, None) if state is None else state
     flags = {"W": W, "HAS_BIAS": bias is not None, "HAS_SKIP": skip is not None, "HAS_STATE": state is not None}
 
     inputs = tuned.config("fused_input_gradient", u.dtype, D // G, u.device)
@@ -359,7 +360,7 @@ def backward(
     N, LB, M, CW, span = _blocks(inputs, D // G, K, L)
     launch(
         input_gradient_kernel, (G * triton.cdiv(D // G, CW), triton.cdiv(L, N // CW * span), B),
-        (u, w, bias, h, skip, featurizer_past, dy, None if dnew is None else dnew.contiguous()), (df, dstate),
+        (u, w, bias, h, skip, featurizer_past, dy, dnew), (df, dstate),
         (L, D, K, span),
         GROUP=D // G, CW=CW, N=N, LB=LB, M=M, HAS_DNEW=dnew is not None, **flags,
         num_warps=inputs["warps"], num_stages=1,
@@ -386,10 +387,10 @@ def step(
     y = u.new_empty(B, D)
     new = u.new_empty(B, W - 1, width), u.new_empty(B, K - 1, D)
     tuning = tuned.config("fused_step", u.dtype, D // G, u.device)
-    featurizer_past, past = (None, None) if state is None else (s.contiguous() for s in state)
+    featurizer_past, past = (None, None) if state is None else state
     launch(
         step_kernel, (triton.cdiv(D, tuning["C"]), B),
-        (u.contiguous(), w.contiguous(), bias, h.contiguous(), skip, featurizer_past, past), (y, *new), (D, K),
+        (u, w, bias, h, skip, featurizer_past, past), (y, *new), (D, K),
         GROUP=D // G, W=W, ROWS=min(triton.next_power_of_2(K), tuning["rows"]), C=tuning["C"],
         HAS_BIAS=bias is not None, HAS_SKIP=skip is not None, HAS_STATE=state is not None, num_warps=tuning["warps"],
     )  # fmt: skip

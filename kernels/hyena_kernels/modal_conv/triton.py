@@ -33,11 +33,6 @@ def segments_of(u: Tensor, D: int) -> tuple[int, int]:
     return length, triton.cdiv(L, length)
 
 
-def packed(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors that there are, contiguous."""
-    return tuple(None if t is None else t.contiguous() for t in tensors)
-
-
 def constants_of(log_poles: Tensor, w: Tensor | None, bias: Tensor | None) -> dict[str, Any]:
     """What every kernel is compiled for."""
     D, N = log_poles.shape
@@ -68,7 +63,7 @@ def join(ends: Tensor, outside: Tensor | None, log_poles: Tensor, length: int, *
     block = min(256, 4096 // rows)
     launch(
         scan.join_segments, (triton.cdiv(N * D, block), B),
-        (ends, *packed(outside), log_poles), (starts,), (length, segments),
+        (ends, outside, log_poles), (starts,), (length, segments),
         D=D, N=N, SEGMENTS=rows, BLOCK=block, HAS_OUTSIDE=outside is not None, REVERSE=reverse, num_warps=4,
     )  # fmt: skip
     return starts
@@ -94,14 +89,14 @@ def forward(
     y, final, starts = u.new_empty(B, L, D), log_poles.new_empty(B, D, N), log_poles.new_empty(B, segments, N, D)
     constants = constants_of(log_poles, w, bias) | {"HAS_PAST": past is not None}
     u, log_poles, residues = u.contiguous(), log_poles.t().contiguous(), residues.t().contiguous()
-    inputs = (u, *packed(past, w, bias), log_poles)
+    inputs = (u, past, w, bias, log_poles)
     started, sizes = segments > 1 or state is not None, (L, length)
     if segments > 1:
         walk(scan.segment_ends, segments - 1, inputs, (starts,), sizes, **constants)
     if started:
         starts = join(starts, state, log_poles, length)
     walk(
-        scan.outputs, segments, (*inputs, residues, *packed(skip), starts), (y, final), sizes,
+        scan.outputs, segments, (*inputs, residues, skip, starts), (y, final), sizes,
         **constants, HAS_SKIP=skip is not None, HAS_STARTS=started,
     )  # fmt: skip
     return y, final, starts
@@ -129,9 +124,8 @@ def backward(
     constants = constants_of(log_poles, w, bias)
     u, dy = u.contiguous(), dy.contiguous()
     log_poles, residues = log_poles.t().contiguous(), residues.t().contiguous()
-    inputs = (u, *packed(past, w, bias), log_poles)
-    filters = (residues, *packed(skip))
-    final = packed(None if dfinal is None else dfinal.transpose(1, 2))
+    inputs = (u, past, w, bias, log_poles)
+    gamma = None if dfinal is None else dfinal.transpose(1, 2).contiguous()
     flags = constants | {
         "HAS_PAST": past is not None,
         "HAS_SKIP": skip is not None,
@@ -143,11 +137,11 @@ def backward(
         walk(scan_backward.adjoint_ends, segments - 1, (*inputs, dy), (adjoints,), sizes, **constants)
         adjoints = join(adjoints, None, log_poles, length, reverse=True)
     walk(
-        scan_backward.filter_gradients, segments, (*inputs, *filters, starts, adjoints, *final, dy),
+        scan_backward.filter_gradients, segments, (*inputs, residues, skip, starts, adjoints, gamma, dy),
         (du, dpast, dmodes, dskip, dtaps), sizes, **flags, HAS_STARTS=segments > 1 or state is not None,
     )  # fmt: skip
     walk(
-        scan_backward.input_gradients, segments, (*inputs, *filters, adjoints, *final, dy),
+        scan_backward.input_gradients, segments, (*inputs, residues, skip, adjoints, gamma, dy),
         (du, dpast, dstate, dtaps), sizes, **flags,
     )  # fmt: skip
     poles_and_residues, taps = dmodes.sum((0, 1)), dtaps.sum((0, 1))
@@ -168,10 +162,9 @@ def step(
     """`forward` of one token, in one launch: y (B, 1, D), the state (B, D, N), and the past (B, 2, 3D), after it."""
     (B, _, width), (D, N) = u.shape, log_poles.shape
     y, final, new_past = u.new_empty(B, 1, D), log_poles.new_empty(B, D, N), u.new_empty(B, 2, width)
-    u, log_poles = u.contiguous(), log_poles.contiguous()
     launch(
         scan.step, (triton.cdiv(D, 32), B),
-        (u, *packed(past, w, bias), log_poles, residues.contiguous(), *packed(skip, state)), (y, new_past, final),
+        (u, past, w, bias, log_poles, residues, skip, state), (y, new_past, final),
         **constants_of(log_poles, w, bias),
         HAS_PAST=past is not None, HAS_SKIP=skip is not None, HAS_STATE=state is not None, BLOCK=32, num_warps=4,
     )  # fmt: skip

@@ -260,10 +260,7 @@ def forward(
     C, span = min(tuning["C"], triton.next_power_of_2(D)), tuning["span"]
     launch(
         forward_kernel, (triton.cdiv(D, C), triton.cdiv(L, span), B),
-        (x.contiguous(), None if w is None else w.t().contiguous(), bias, h.contiguous(), skip,
-         None if featurizer_state is None else featurizer_state.contiguous(),
-         None if state is None else state.contiguous()),
-        (y, new), (L, D, span),
+        (x, None if w is None else w.t(), bias, h, skip, featurizer_state, state), (y, new), (L, D, span),
         GROUP=D // G, K=K, FUSED=fused, HAS_BIAS=bias is not None, HAS_SKIP=skip is not None,
         HAS_STATE=state is not None, C=C, num_warps=tuning["warps"],
     )  # fmt: skip
@@ -292,8 +289,7 @@ def backward(
     dbias = x.new_empty(B * programs if bias else 0, D, dtype=torch.float32)
     launch(
         backward_kernel, (triton.cdiv(D, C), programs, B),
-        (x.contiguous(), h.contiguous(), skip, None if state is None else state.contiguous(), dy.contiguous()),
-        (dx, dstate, dh, dbias), (L, D, span),
+        (x, h, skip, state, dy), (dx, dstate, dh, dbias), (L, D, span),
         GROUP=D // G, K=K, HAS_BIAS=bias, HAS_SKIP=skip is not None, HAS_STATE=state is not None,
         C=C, num_warps=tuning["warps"],
     )  # fmt: skip

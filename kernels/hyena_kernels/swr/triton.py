@@ -256,9 +256,9 @@ def forward(a: Tensor, u: Tensor, state: SWRState | None) -> tuple[Tensor, Tenso
     tuning = tuned.config("swr_forward", u.dtype, heads, u.device)
     y, value, product, before = u.new_empty(u.shape), *new_parts(u)
     grid, blocks = _grid(u, state is not None, tuning)
-    given = [None] * 4 if state is None else [t.contiguous() for t in state]
+    given = (None,) * 4 if state is None else state
     launch(
-        forward_kernel, grid, (a.contiguous(), u.contiguous(), *given), (y, value, product, before),
+        forward_kernel, grid, (a, u, *given), (y, value, product, before),
         (L, heads, blocks, tuning["span"]),
         HAS_STATE=state is not None, HEADS=tuning["HEADS"], num_warps=tuning["warps"], num_stages=1,
     )  # fmt: skip
@@ -274,10 +274,10 @@ def backward(
     da, du = u.new_empty(a.shape, dtype=torch.float32), u.new_empty(u.shape)
     dvalue, dproduct, dbefore = new_parts(u)
     grid, blocks = _grid(u, state is not None, tuning)
-    given = [None] * 4 if state is None else [t.contiguous() for t in state]
-    final = [None] * 3 if dfinal is None else [t.contiguous() for t in dfinal]
+    given = (None,) * 4 if state is None else state
+    final = (None,) * 3 if dfinal is None else dfinal
     launch(
-        backward_kernel, grid, (a.contiguous(), u.contiguous(), dy.contiguous(), *given, *final),
+        backward_kernel, grid, (a, u, dy, *given, *final),
         (da, du, dvalue, dproduct, dbefore), (L, heads, blocks, tuning["span"]),
         HAS_STATE=state is not None, HAS_FINAL=dfinal is not None, HEADS=tuning["HEADS"],
         num_warps=tuning["warps"], num_stages=1,
