@@ -6,6 +6,7 @@ length run in memory that grows with the results alone.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from evo2cli.console import log
 from evo2cli.errors import UserError
 from evo2cli.inference.embedding import find_layers
 from evo2cli.inference.engine import generate as generate_samples
+from evo2cli.inference.finite import not_finite
 from evo2cli.inference.likelihood import log_likelihoods
 from evo2cli.inference.profile import profile
 from evo2cli.inference.sampling import Sampler
@@ -175,7 +177,10 @@ class Evo2:
         for i in range(0, len(short), batch_size):
             batch = short[i : i + batch_size]
             found = log_likelihoods(self.model, {prefix: batch}, len(batch) * len(batch[-1]))
-            totals.update({s: found[prefix, s] for s in batch})
+            for s in batch:
+                if not math.isfinite(found[prefix, s]):
+                    raise not_finite(self.model, prefix + s)
+                totals[s] = found[prefix, s]
         totals.update({s: profile(self.model, prefix + s).log_likelihood or 0.0 for s in scored[len(short) :]})
         return totals
 

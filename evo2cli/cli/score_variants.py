@@ -178,6 +178,7 @@ def score_variants(
     NO_CONTIG          the reference has no such contig
     OFF_END            REF reaches beyond the contig
     REF_MISMATCH       REF is not what the reference has there
+    NOT_FINITE         the model's output is NaN or infinite (the command then exits with 1)
     """
     import pysam
     import torch

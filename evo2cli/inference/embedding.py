@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from evo2cli.errors import UserError
+from evo2cli.inference.finite import not_finite
 from evo2cli.inference.stream import as_ids, chunk_length, stream
 from evo2cli.io.tokens import pad
 from stripedhyena2 import StripedHyena2
@@ -119,6 +120,9 @@ def embed(
 
     Yields:
         (number, rows); values float32 or better; a sequence of no bases has one piece of no rows.
+
+    Raises:
+        NotFiniteError: a layer asked for puts out what is no number.
     """
     chunk = chunk or chunk_length(model)
     for batch in _batches(sequences, min(chunk, window or chunk)):
@@ -131,7 +135,9 @@ def embed(
             ((_, values),) = _along(model, ids, layers, ids.shape[1])
             for row, (number, tokens) in enumerate(batch):
                 # the model is causal: what is padded on the right changes nothing before it
-                yield number, {name: v[row, : len(tokens)] for name, v in values.items()}
+                rows = {name: v[row, : len(tokens)] for name, v in values.items()}
+                _require_finite(rows, model, tokens)
+                yield number, rows
 
 
 def _batches(sequences: Iterable[bytes], room: int) -> Iterator[list[tuple[int, bytes]]]:
@@ -160,8 +166,15 @@ def _read(
         end = min(start + window, len(tokens))
         for positions, values in _along(model, ids[:, start:end], layers, chunk):
             if start + positions.stop > done:
-                yield {name: v[0, max(done - start - positions.start, 0) :] for name, v in values.items()}
+                rows = {name: v[0, max(done - start - positions.start, 0) :] for name, v in values.items()}
+                _require_finite(rows, model, tokens[start : start + positions.stop])
+                yield rows
         done, start = end, start + window - overlap
+
+
+def _require_finite(rows: Rows, model: StripedHyena2, tokens: bytes) -> None:
+    if not all(np.isfinite(values).all() for values in rows.values()):
+        raise not_finite(model, tokens)
 
 
 def _along(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from evo2cli.inference.decoding import Decoder, recorder
+from evo2cli.inference.finite import not_finite
 from evo2cli.inference.likelihood import log_p
 from evo2cli.inference.prefix import Prefix
 from evo2cli.inference.requests import Request, RequestTooLarge, Sample, Turns
@@ -56,6 +57,10 @@ def generate(
         num_samples: of each prompt, or a number for each.
         batch_size: rows decoded at once; a sample does not depend on it.
         prefill_chunk, cuda_graph: as in `Engine`.
+
+    Raises:
+        NotFiniteError: the model predicts what is no number.
+        RequestTooLarge: a sample of the longest prompt would not fit into the memory.
     """
     engine = Engine(model, batch_size=batch_size, prefill_chunk=prefill_chunk, cuda_graph=cuda_graph)
     counts = [num_samples] * len(prompts) if isinstance(num_samples, int) else num_samples
@@ -74,7 +79,11 @@ def generate(
                 while engine.waiting < batch_size and (request := next(requests, None)):
                     engine.submit(request)
                 ended.update({(sample.prompt, sample.sample): sample for sample in engine.step()})
-            yield ended.pop(place)
+            sample = ended.pop(place)
+            if sample.ended == "not_finite":
+                before = after.tokens if after else b""
+                raise not_finite(model, before + prompts[sample.prompt] + sample.tokens)
+            yield sample
 
 
 def fast_layers(model: StripedHyena2, n_tokens: int) -> AbstractContextManager[None]:

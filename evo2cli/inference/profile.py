@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evo2cli.inference.finite import not_finite
 from evo2cli.inference.stream import as_ids, stream
 from evo2cli.io.tokens import PAD, reverse_complement
 from stripedhyena2 import StripedHyena2
@@ -42,13 +43,13 @@ def profile(model: StripedHyena2, tokens: bytes, strand: str = "+", chunk: int |
 
     Memory does not grow with the sequence but for these results and attention's keys and values: `chunk` tokens are run
     at a time (None: as many as `chunk_length` finds room for). The first base a strand reads has no probability there;
-    `both` gives it the other strand's.
+    `both` gives it the other strand's. NotFiniteError where the model's prediction is no number.
     """
-    profiles, read = [], _read_split if isinstance(model, SplitModel) else _read
+    profiles = []
     if strand in ("+", "both"):
-        profiles.append(read(model, tokens, chunk))
+        profiles.append(_read(model, tokens, chunk))
     if strand in ("-", "both"):
-        other = read(model, reverse_complement(tokens), chunk)
+        other = _read(model, reverse_complement(tokens), chunk)
         profiles.append(Profile(other.logprobs[::-1], other.entropy[::-1]))
     if len(profiles) == 1:
         return profiles[0]
@@ -59,8 +60,17 @@ def _mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(a), b, np.where(np.isnan(b), a, (a + b) / 2))
 
 
-@torch.inference_mode()
 def _read(model: StripedHyena2, tokens: bytes, chunk: int | None) -> Profile:
+    """On the strand that is written."""
+    split = isinstance(model, SplitModel) and len(tokens) > 1
+    p = _read_split(model, tokens) if split else _read_stream(model, tokens, chunk)
+    if not (np.isfinite(p.logprobs[1:]).all() and np.isfinite(p.entropy[1:]).all()):
+        raise not_finite(model, tokens)
+    return p
+
+
+@torch.inference_mode()
+def _read_stream(model: StripedHyena2, tokens: bytes, chunk: int | None) -> Profile:
     ids = as_ids(tokens)
     logprobs, entropy = (np.full(len(tokens), np.nan, dtype=np.float32) for _ in range(2))
     for positions, x, _ in stream(model, ids[:, :-1], chunk=chunk):
@@ -71,10 +81,8 @@ def _read(model: StripedHyena2, tokens: bytes, chunk: int | None) -> Profile:
 
 
 @torch.inference_mode()
-def _read_split(model: Any, tokens: bytes, chunk: int | None) -> Profile:
+def _read_split(model: Any, tokens: bytes) -> Profile:
     """With a SplitModel, all of a sequence at once, each process its part: none has the keys and values of it all."""
-    if len(tokens) < 2:
-        return _read(model, tokens, chunk)
     ids = as_ids(tokens).to(next(model.parameters()).device).long()
     scores = model.of_targets(ids, PAD, _scores)[0].cpu().numpy()
     return Profile(*np.insert(scores, 0, np.nan, axis=0).T)

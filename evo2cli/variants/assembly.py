@@ -1,8 +1,9 @@
-"""Signs that a reference is not the assembly that the variants were called on."""
+"""Signs that a reference is not the assembly that the variants were called on, and that a model is broken."""
 
 import logging
 from collections.abc import Mapping
 
+from evo2cli.errors import UserError
 from evo2cli.io.fasta import Reference
 from evo2cli.io.vcf import VcfReader
 from evo2cli.variants.variant import Status
@@ -26,7 +27,10 @@ def check_lengths(reader: VcfReader, reference: Reference) -> None:
 
 
 def check_statuses(counts: Mapping[Status, int], reference: Reference) -> None:
-    """Warn if many REF alleles disagree with the reference, or if its contigs have other names altogether."""
+    """Warn if many REF alleles disagree with the reference, or if its contigs have other names altogether.
+
+    UserError where the model gave alleles no score because its output was no number.
+    """
     if counts[Status.NO_CONTIG] and not counts[Status.OK] + counts[Status.REF_MISMATCH]:
         contigs = ", ".join(list(reference.lengths)[:3])
         log.warning(
@@ -36,3 +40,8 @@ def check_statuses(counts: Mapping[Status, int], reference: Reference) -> None:
     if counts[Status.REF_MISMATCH] > _MISMATCHES_TOLERATED * compared:
         share = counts[Status.REF_MISMATCH] / compared
         log.warning(f"{share:.0%} of the REF alleles differ from {reference.path}; is that the right assembly?")
+    if counts[Status.NOT_FINITE]:
+        raise UserError(
+            f"{counts[Status.NOT_FINITE]:,} of {sum(counts.values()):,} alleles have the status NOT_FINITE: the "
+            "model's output is NaN or infinite there; evo2 score on a sequence names the layer"
+        )

@@ -1,5 +1,6 @@
 """Scores of variants: how much less likely a model finds the alternate sequence than the reference."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -235,10 +236,11 @@ def _mean(strands: list[list[float]]) -> list[float]:
 def _score(placement: Placement, values: list[float] | None) -> Score:
     if values is None:
         return Score(placement.statuses, None, (None,) * len(placement.statuses))
-    ref_ll, *lls = values
+    ref_ll, *lls = (value if math.isfinite(value) else None for value in values)
     alt_lls = iter(lls)
-    return Score(
-        placement.statuses,
-        ref_ll,
-        tuple(next(alt_lls) if status is Status.OK else None for status in placement.statuses),
-    )
+    scored = [next(alt_lls) if status is Status.OK else None for status in placement.statuses]
+    statuses = [
+        Status.NOT_FINITE if status is Status.OK and (ll is None or ref_ll is None) else status
+        for status, ll in zip(placement.statuses, scored, strict=True)
+    ]
+    return Score(tuple(statuses), ref_ll, tuple(scored))
