@@ -1,7 +1,8 @@
 """A FASTA file read and checked once, then memory-mapped: training opens in milliseconds, and runs share it.
 
 STORES/NAME-HASH/bytes.bin    the sequences one after another, as `targets` says
-STORES/NAME-HASH/index.json   the source (path, size, time, sha256), the records' names and ends, what was skipped
+STORES/NAME-HASH/index.json   the source (path, size, time, sha256), the records' names and ends, what was skipped, and
+                              time and sha256 of bytes.bin: where its time is another, it is read and compared
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
 
 from evo2cli.errors import UserError
@@ -22,9 +23,9 @@ from evo2cli.io.atomic import replacing
 from evo2cli.io.fasta import fasta_records
 from evo2cli.io.streams import Input
 from evo2cli.training.targets import first_foreign, mark_tags
-from stripedhyena2.atomic import replace
+from stripedhyena2 import atomic
 
-FORMAT = 1
+FORMAT = 2
 BYTES, INDEX = "bytes.bin", "index.json"
 SUFFIXES = tuple(f"{s}{z}" for s in (".fa", ".fna", ".fasta", ".ffn", ".frn") for z in ("", ".gz", ".bgz"))
 
@@ -37,6 +38,40 @@ class Source:
     size: int
     mtime_ns: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What index.json holds."""
+
+    source: Source
+    skipped: list[str]
+    names: list[str]
+    ends: list[int]
+    bytes_mtime_ns: int
+    bytes_sha256: str
+    format: int = FORMAT
+
+    @classmethod
+    def read(cls, folder: Path) -> _Index | None:
+        """None where there is none that can be used."""
+        try:
+            values = json.loads((folder / INDEX).read_text())
+            index = cls(**values | {"source": Source(**values["source"])})
+            sizes = np.diff([0, *index.ends])
+            whole = index.format == FORMAT and len(index.names) == len(sizes) and bool((sizes > 0).all())
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return index if whole and isinstance(index.size, int) else None
+
+    def write(self, folder: Path) -> None:
+        with replacing(folder / INDEX) as temporary:
+            temporary.write_text(json.dumps(asdict(self)))
+
+    @property
+    def size(self) -> int:
+        """Bases, and so bytes, in all."""
+        return self.ends[-1] if self.ends else 0
 
 
 @dataclass(frozen=True)
@@ -71,70 +106,91 @@ def open_store(fasta: Path, stores: Path, *, skip_bad: bool = False, note: Calla
     try:
         stores.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):  # of runs that start together one builds
-            index = _current_index(folder, fasta, note)
-            if index is None:
-                index = _build(folder, fasta, where, note)
+            index = _current_index(folder, fasta, note) or _build(folder, fasta, where, note)
     except OSError as e:
         raise UserError(f"cannot keep {fasta} in {stores}: {e.strerror or e}; choose another --store") from e
-    if index["skipped"] and not skip_bad:
-        raise UserError(index["skipped"][0])
+    if index.skipped and not skip_bad:
+        raise UserError(index.skipped[0])
     return _open(folder, index)
 
 
-def _current_index(folder: Path, fasta: Path, note: Callable[[str], None]) -> dict[str, Any] | None:
-    """The store's index if it still tells what is in the FASTA file."""
-    try:
-        index = json.loads((folder / INDEX).read_text())
-    except (OSError, ValueError):
+def _current_index(folder: Path, fasta: Path, note: Callable[[str], None]) -> _Index | None:
+    """The store's index if the store is as it was written, and still tells what is in the FASTA file."""
+    index = _Index.read(folder)
+    if index is None:
         return None
-    if index.get("format") != FORMAT:
+    bytes_mtime_ns = _mtime_if_whole(folder / BYTES, index)
+    if bytes_mtime_ns is None:
+        note(f"the store of {fasta} is damaged: preparing it anew")
         return None
-    source, now = index["source"], fasta.stat()
-    if (source["size"], source["mtime_ns"]) == (now.st_size, now.st_mtime_ns):
-        return index
-    if _sha256(fasta) != source["sha256"]:
+    source, now = index.source, fasta.stat()
+    if (source.size, source.mtime_ns) != (now.st_size, now.st_mtime_ns) and _sha256(fasta) != source.sha256:
         note(f"{fasta} has changed since it was prepared: preparing it anew")
         return None
-    source |= {"size": now.st_size, "mtime_ns": now.st_mtime_ns}
-    with replacing(folder / INDEX) as temporary:
-        temporary.write_text(json.dumps(index))
+    source = replace(source, size=now.st_size, mtime_ns=now.st_mtime_ns)
+    current = replace(index, source=source, bytes_mtime_ns=bytes_mtime_ns)
+    if current != index:
+        current.write(folder)
+    return current
+
+
+def _mtime_if_whole(file: Path, index: _Index) -> int | None:
+    """The time of a store's bytes; None where they are not those that were written."""
+    try:
+        now = file.stat()
+    except OSError:
+        return None
+    if now.st_size != index.size:
+        return None
+    return now.st_mtime_ns if now.st_mtime_ns == index.bytes_mtime_ns or _sha256(file) == index.bytes_sha256 else None
+
+
+def _build(folder: Path, fasta: Path, where: str, note: Callable[[str], None]) -> _Index:
+    staging = folder.with_name(f".{folder.name}.partial")
+    staging.mkdir(exist_ok=True)  # what a killed run left there is written over
+    now = fasta.stat()
+    names, ends, skipped = _write_bytes(staging / BYTES, fasta)
+    source = Source(where, now.st_size, now.st_mtime_ns, _sha256(fasta))
+    written = staging / BYTES
+    index = _Index(source, skipped, names, ends, written.stat().st_mtime_ns, _sha256(written))
+    index.write(staging)
+    atomic.replace(staging, folder)
+    bad = f", {len(skipped)} bad" if skipped else ""
+    note(f"prepared {fasta}: {len(names):,} sequences, {index.size:,} bases{bad}")
     return index
 
 
-def _build(folder: Path, fasta: Path, where: str, note: Callable[[str], None]) -> dict[str, Any]:
-    staging = folder.with_name(f".{folder.name}.partial")
-    staging.mkdir(exist_ok=True)  # what a killed run left there is written over
-    names, ends, skipped, size = [], [], [], 0
-    now = fasta.stat()
-    with (staging / BYTES).open("wb") as out:
+def _write_bytes(file: Path, fasta: Path) -> tuple[list[str], list[int], list[str]]:
+    """Write the records of a FASTA file; their names, where each ends, and what is wrong with those left out."""
+    names: list[str] = []
+    ends: list[int] = []
+    skipped: list[str] = []
+    with file.open("wb") as out:
         try:
             for record in read_records(fasta):
                 if isinstance(record, str):
                     skipped.append(record)
                     continue
-                out.write(record[1].data)
-                size += record[1].size
-                names.append(record[0])
-                ends.append(size)
+                name, stored = record
+                out.write(stored.data)
+                names.append(name)
+                ends.append(out.tell())
         except UserError as e:  # of the file as a whole: nothing of it is used
-            names, ends, size = [], [], 0
-            skipped = [str(e)]
-        out.truncate(size)
-    source = Source(where, now.st_size, now.st_mtime_ns, _sha256(fasta))
-    index = {"format": FORMAT, "source": asdict(source), "skipped": skipped, "ends": ends, "names": names}
-    (staging / INDEX).write_text(json.dumps(index))
-    replace(staging, folder)
-    note(f"prepared {fasta}: {len(names):,} sequences, {size:,} bases" + (f", {len(skipped)} bad" if skipped else ""))
-    return index
+            names, ends, skipped = [], [], [str(e)]
+        out.truncate(ends[-1] if ends else 0)
+        out.flush()
+        os.fsync(out.fileno())
+    return names, ends, skipped
 
 
-def _open(folder: Path, index: dict[str, Any]) -> Store:
-    ends = index["ends"]
-    if not ends:
-        return Store(Source(**index["source"]), [], [], index["skipped"])
-    stored = np.memmap(folder / BYTES, dtype=np.uint8, mode="r", shape=(ends[-1],)).view(np.ndarray)
-    sequences = [stored[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    return Store(Source(**index["source"]), index["names"], sequences, index["skipped"])
+def _open(folder: Path, index: _Index) -> Store:
+    if not index.ends:
+        return Store(index.source, [], [], index.skipped)
+    # numpy's memory map would keep the file open, and thousands of files are more than a process may have open
+    stored = torch.from_file(str(folder / BYTES), shared=False, size=index.size, dtype=torch.uint8).numpy()
+    stored.flags.writeable = False
+    sequences = [stored[start:end] for start, end in zip([0, *index.ends[:-1]], index.ends, strict=True)]
+    return Store(index.source, index.names, sequences, index.skipped)
 
 
 def read_records(fasta: Path) -> Iterator[tuple[str, np.ndarray] | str]:

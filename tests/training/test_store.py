@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -52,6 +53,76 @@ def test_a_store_begun_by_a_killed_run_is_built_again(fasta):
     (folder / f".{store.name}.partial").mkdir()
     (folder / f".{store.name}.partial" / "bytes.bin").write_bytes(b"half")
     assert opened(fasta).names == ["a", "b", "short"]
+
+
+def zeroed(store):
+    (store / "bytes.bin").write_bytes(bytes((store / "bytes.bin").stat().st_size))
+
+
+def truncated(store):
+    """Even where its time tells nothing."""
+    before = (store / "bytes.bin").stat()
+    os.truncate(store / "bytes.bin", 100)
+    os.utime(store / "bytes.bin", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def without_bytes(store):
+    (store / "bytes.bin").unlink()
+
+
+def with_another_index(change):
+    def damage(store):
+        index = json.loads((store / "index.json").read_text())
+        (store / "index.json").write_text(json.dumps(change(index)))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        zeroed,
+        truncated,
+        without_bytes,
+        with_another_index(lambda index: [index]),
+        with_another_index(lambda index: index | {"ends": [3000, 2000, 3505]}),
+        with_another_index(lambda index: index | {"ends": "all"}),
+        with_another_index(lambda index: index | {"ends": [3000.0, 3500.0, 3505.0]}),
+        with_another_index(lambda index: index | {"names": ["a"]}),
+        with_another_index(lambda index: index | {"source": "here"}),
+        with_another_index(lambda index: {}),
+    ],
+)
+def test_a_damaged_store_is_built_again(fasta, damage):
+    first = [s.tobytes() for s in opened(fasta).sequences]
+    (store,) = [p for p in default_folder().iterdir() if p.is_dir()]
+    damage(store)
+    notes = []
+    assert [s.tobytes() for s in opened(fasta, notes).sequences] == first
+    assert "prepared" in notes[-1]
+    opened(fasta, notes)
+    assert len(notes) <= 2
+
+
+def test_a_store_that_was_copied_is_compared_and_kept(fasta):
+    first = opened(fasta)
+    (store,) = [p for p in default_folder().iterdir() if p.is_dir()]
+    os.utime(store / "bytes.bin", ns=(1, 1))
+    notes = []
+    assert opened(fasta, notes).names == first.names
+    assert notes == []
+
+
+def test_more_files_than_a_process_may_have_open(tmp_path):
+    for i in range(60):
+        (tmp_path / f"{i}.fa").write_text(">x\nACGT\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 20, hard))
+    try:
+        corpus, _ = Corpus.open(find_files([f"{tmp_path}/*.fa"]), default_folder(), skip_bad=False, note=print)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert corpus.n_bases == 60 * 4
 
 
 @pytest.mark.parametrize(
