@@ -1,7 +1,5 @@
 """The `evo2` command: its subcommands, and how it ends when one of them fails.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 the reader of its output went away, 129 hung up on,
-143 terminated.
 Imports of subcommands are at the top because their modules are light; what is heavy is imported inside their functions.
 """
 
@@ -10,20 +8,19 @@ import os
 import signal
 import sys
 import traceback
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from evo2cli.cli.bench import bench
-from evo2cli.cli.command import command
+from evo2cli.cli.command import Group, command
 from evo2cli.cli.embed import embed
 from evo2cli.cli.evaluate import app as evaluate
 from evo2cli.cli.generate import generate
 from evo2cli.cli.info import info
 from evo2cli.cli.lab import app as lab
 from evo2cli.cli.model import app as model
-from evo2cli.cli.options import Quiet, Verbose
+from evo2cli.cli.options import Debug, Quiet, Verbose
 from evo2cli.cli.score import score
 from evo2cli.cli.score_variants import score_variants
 from evo2cli.cli.train import train
@@ -35,7 +32,7 @@ from evo2cli.version import __version__
 _CLOSED_PIPE = 128 + signal.SIGPIPE
 
 
-class _Group(TyperGroup):
+class _Root(Group):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -44,33 +41,113 @@ class _Group(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise typer.Exit(_CLOSED_PIPE) from None
 
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        for title, facts in (("Exit codes", _EXIT_CODES), ("Environment variables", _VARIABLES)):
+            with formatter.section(title):
+                formatter.write_dl(list(facts.items()))
+
 
 app = typer.Typer(
     name="evo2",
-    help="Genome language modelling with StripedHyena 2.",
-    cls=_Group,
+    help="Score, embed and generate DNA, and train models, with Evo 2 (StripedHyena 2).",
+    cls=_Root,
     rich_markup_mode=None,
+    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 command(
     app,
     "score-variants",
     shares=Sharing.RECORDS | Sharing.SEQUENCES,
-    epilog="Example: evo2 score-variants in.vcf.gz -f ref.fa -o out.vcf.gz",
+    examples=[
+        "evo2 score-variants in.vcf.gz -f ref.fa -o out.vcf.gz",
+        "evo2 score-variants in.bcf -f ref.fa -m evo2_7b -w 8192 -O tsv | sort -k 6g | head",
+        "evo2 score-variants --all-snvs chr17:43044295-43045802 -f hg38.fa -o brca1.parquet --plot brca1.html",
+    ],
 )(score_variants)
-command(app, "generate", shares=Sharing.NOTHING, epilog="Example: evo2 generate --prompt ACGT -n 500 --seed 1")(
-    generate
-)
-command(app, "embed", shares=Sharing.SEQUENCES, epilog="Example: evo2 embed genes.fa --layer -4 -o genes.npz")(embed)
-command(app, "score", shares=Sharing.SEQUENCES, epilog="Example: evo2 score genomes.fa --per-position track.bedgraph")(
-    score
-)
+command(
+    app,
+    "generate",
+    shares=Sharing.NOTHING,
+    examples=[
+        "evo2 generate -p ACGTACGT -n 500 -s 1",
+        "evo2 generate --prompt-file genes.fa -m evo2_7b --num-samples 10 --top-k 4 -o drawn.fa",
+        "evo2 generate -p ATG --tag 'd__Bacteria;p__Pseudomonadota' --stop TAA -O jsonl",
+    ],
+)(generate)
+command(
+    app,
+    "embed",
+    shares=Sharing.SEQUENCES,
+    examples=[
+        "evo2 embed genes.fa --layer -4 -o genes.npz",
+        "evo2 embed genome.fa --bed genes.bed --layer blocks.28.mlp.l3 -m evo2_7b -o genes.parquet",
+        "evo2 embed genome.fa --layer 3 --layer 9 --pool none --output-dtype float16 -o bases.h5",
+    ],
+    renamed={"--dtype-out": "--output-dtype"},
+)(embed)
+command(
+    app,
+    "score",
+    shares=Sharing.SEQUENCES,
+    examples=[
+        "evo2 score genomes.fa -o scores.tsv",
+        "evo2 score genome.fa.gz -m evo2_7b --strand both --per-position track.bedgraph",
+        "zcat *.fa.gz | evo2 score - | sort -k 4gr | head",
+    ],
+)(score)
+command(
+    app,
+    "train",
+    shares=Sharing.RECORDS | Sharing.SEQUENCES,
+    examples=[
+        "evo2 train --fasta 'genomes/*.fa.gz' --valid heldout.fa -o runs/mine",
+        "evo2 train --fasta virus.fa --init-from evo2_7b --lora-rank 16 --export-adapter virus-adapter",
+        "torchrun --nproc-per-node 8 -m evo2cli train --config run.toml --parallel fsdp",
+    ],
+    renamed={
+        "--out": "--output",
+        "--seq-len": "--window",
+        "--precision": "--dtype",
+        "--init-config": "--model-config",
+    },
+)(train)
 app.add_typer(model)
-command(app, "train", shares=Sharing.RECORDS | Sharing.SEQUENCES, short_help="Train a model on FASTA files.")(train)
-command(app, "info", shares=Sharing.NOTHING)(info)
-command(app, "bench", shares=Sharing.NOTHING, epilog="Example: evo2 bench 50m --threads 2")(bench)
 app.add_typer(evaluate)
 app.add_typer(lab)
+command(
+    app,
+    "info",
+    shares=Sharing.NOTHING,
+    examples=["evo2 info", "evo2 info --json > environment.json", "HYENA_KERNELS_BACKEND=reference evo2 info"],
+)(info)
+command(
+    app,
+    "bench",
+    shares=Sharing.NOTHING,
+    examples=[
+        "evo2 bench 50m -t 2",
+        "evo2 bench evo2_7b --device cuda --length 65536",
+        "evo2 bench prok-mini --batch-size 1 --batch-size 64 --json",
+    ],
+)(bench)
+
+_EXIT_CODES = {
+    "0": "done",
+    "1": "failed: wrong input, a full disk, ...",
+    "2": "wrong use of options",
+    "129": "hung up on (SIGHUP)",
+    "130": "interrupted (Ctrl-C)",
+    "141": "the reader of the output went away, as head does",
+    "143": "terminated (SIGTERM)",
+}
+_VARIABLES = {
+    "EVO2_FASTA": "reference genome of score-variants",
+    "HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE": "where published models are downloaded from and kept",
+    "XDG_CACHE_HOME": "where prepared training data are kept (default: ~/.cache)",
+    "CUDA_VISIBLE_DEVICES": "the GPUs to use",
+    "HYENA_KERNELS_BACKEND": "triton, torch or reference: the kernels to use",
+}
 
 
 def _version(asked: bool) -> None:
@@ -79,14 +156,42 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+Shell = Literal["bash", "zsh", "fish"]
+
+
+def _install_completion(shell: Shell | None) -> None:
+    if shell:
+        from typer.completion import install
+
+        path = install(shell=shell, prog_name="evo2")[1]
+        print(f"{shell} completion installed in {path}; it works in new shells")
+        raise typer.Exit
+
+
+def _show_completion(shell: Shell | None) -> None:
+    if shell:
+        from typer.completion import get_completion_script
+
+        print(get_completion_script(prog_name="evo2", complete_var="_EVO2_COMPLETE", shell=shell))
+        raise typer.Exit
+
+
 @app.callback()
 def _common(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
+    install_completion: Annotated[
+        Shell | None,
+        typer.Option(help="Install tab completion for a shell.", callback=_install_completion, is_eager=True),
+    ] = None,
+    show_completion: Annotated[
+        Shell | None,
+        typer.Option(help="Print the script that completes tabs.", callback=_show_completion, is_eager=True),
+    ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
-    debug: Annotated[bool, typer.Option("--debug", help="On an error, show where it came from.")] = False,
+    debug: Debug = False,
 ) -> None:
     pass
 

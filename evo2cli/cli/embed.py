@@ -2,97 +2,94 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from enum import StrEnum
-from typing import Annotated
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Option
 
-from evo2cli.cli.options import (
-    CpAttention,
-    CpFir,
-    CpLayout,
-    CpLi,
-    Debug,
-    Device,
-    Dtype,
-    Fp8,
-    Fp8Mode,
-    Model,
-    ModelConfig,
-    Precision,
-    Processes,
-    Quantize,
-    Quiet,
-    Threads,
-    Verbose,
-)
+from evo2cli.cli.options import INPUT, MODEL, OUTPUT, SCORING, Chunk, Fasta, ModelOptions, ParallelOptions
 from evo2cli.console import log, progress_bar
+from evo2cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from evo2cli.inference.embedding import Layer, Rows
+    from stripedhyena2 import StripedHyena2
 
 
-class Pool(StrEnum):
-    mean = "mean"
-    max = "max"
-    last = "last"
-    none = "none"
+@dataclass(frozen=True)
+class EmbedOptions:
+    """What of a model's activations is written, and how sequences are read."""
 
+    layer: Annotated[
+        list[str],
+        Option(
+            metavar="N|NAME", rich_help_panel=MODEL,
+            help="A block, from 0, or from -1 backwards; or a name such as blocks.28.mlp.l3; repeatable.",
+        ),
+    ]  # fmt: skip
+    pool: Annotated[
+        Literal["mean", "max", "last", "none"],
+        Option(help="How to make one row per sequence; none: one row per base.", rich_help_panel=SCORING),
+    ] = "mean"
+    window: Annotated[
+        int | None,
+        Option(
+            "-w", "--window", min=0, help="Bases to read as one sequence, at most; 0: any number.",
+            show_default="the model's context", rich_help_panel=SCORING,
+        ),
+    ] = None  # fmt: skip
+    overlap: Annotated[
+        int | None,
+        Option(
+            min=0, help="Bases that a window shares with the one before.", show_default="a quarter of the window",
+            rich_help_panel=SCORING,
+        ),
+    ] = None  # fmt: skip
+    output_dtype: Annotated[
+        Literal["float16", "float32", "float64"], Option(help="Precision of the output.", rich_help_panel=OUTPUT)
+    ] = "float32"
+    chunk: Chunk = None
 
-class OutDtype(StrEnum):
-    float16 = "float16"
-    float32 = "float32"
-    float64 = "float64"
+    @property
+    def per_base(self) -> bool:
+        return self.pool == "none"
+
+    def windows(self, context: int) -> tuple[int, int]:
+        """Window and overlap, for a model of this context; UsageError where the one does not go with the other."""
+        window = context if self.window is None else self.window
+        overlap = window // 4 if self.overlap is None else self.overlap
+        if window and overlap >= window:
+            raise UsageError(f"--overlap {overlap} must be less than --window {window}")
+        return window, overlap
 
 
 def embed(
-    sequences: Annotated[str, typer.Argument(metavar="FASTA", help="Sequences; - is standard input.")],
-    layer: Annotated[
-        list[str],
-        typer.Option(
-            "--layer",
-            metavar="N|NAME",
-            help="A block, from 0, or from -1 backwards; or a name, as blocks.28.mlp.l3; repeatable.",
+    sequences: Fasta,
+    output: Annotated[
+        str,
+        Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="A .npz, .safetensors, .parquet or .h5 file.",
+            rich_help_panel=OUTPUT,
         ),
     ],
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="FILE", help="A .npz, .safetensors, .parquet or .h5 file.")
-    ],
-    pool: Annotated[Pool, typer.Option(help="One row a sequence, or (none) one a base.")] = Pool.mean,
+    options: EmbedOptions,
+    models: ModelOptions,
+    parallel: ParallelOptions,
     bed: Annotated[
         str | None,
-        typer.Option(metavar="BED", help="Embed these regions of the FASTA; one on strand - is reverse-complemented."),
-    ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Bases read as one sequence, at most; 0 reads any length as one.",
-            show_default="the model's context",
+        Option(
+            metavar="BED",
+            help="Embed these regions of the FASTA; one on strand - is reverse-complemented.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
-    overlap: Annotated[
-        int | None,
-        typer.Option(min=0, help="Bases that a window shares with the one before.", show_default="a quarter of it"),
-    ] = None,
-    dtype_out: Annotated[OutDtype, typer.Option(help="Precision of the output.")] = OutDtype.float32,
-    chunk: Annotated[
-        int | None,
-        typer.Option(min=1, help="Bases to run at once; changes no result.", show_default="by the free memory"),
-    ] = None,
-    model: Model = None,
-    model_config: ModelConfig = None,
-    device: Device = "auto",
-    dtype: Precision = Dtype.auto,
-    fp8: Fp8 = Fp8Mode.auto,
-    quantize: Quantize = None,
-    cp: Processes = 1,
-    cp_layout: CpLayout = None,
-    cp_fir: CpFir = None,
-    cp_li: CpLi = None,
-    cp_attention: CpAttention = None,
-    threads: Threads = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
 ) -> None:
     """Embed sequences: write what layers of the model make of them.
 
@@ -101,78 +98,64 @@ def embed(
 
     Pooled, the file has a matrix (sequences, width) for each layer, under its name; with --pool none, a matrix (bases,
     width) for each sequence and layer, under N.LAYER, N from 0. It also holds the names and lengths of the sequences.
-    """
-    import time
-    from itertools import groupby
-    from operator import itemgetter
-
-    import torch
-
-    from evo2cli.distributed import Split, World, connected, require_file, written_once
-    from evo2cli.errors import UsageError
-    from evo2cli.inference.embedding import embed as pieces_of
+    """  # fmt: skip
+    from evo2cli.distributed import World, connected, require_file, written_once
     from evo2cli.inference.embedding import find_layers
-    from evo2cli.inference.embedding import pool as pooled
-    from evo2cli.inference.stream import MOST
     from evo2cli.io.embeddings import check_name, open_embeddings
-    from evo2cli.models.open import open_model
     from evo2cli.provenance import provenance, source_of
 
     check_name(output)
-    if threads:
-        torch.set_num_threads(threads)
-    world = World.here(cp)
+    world = World.here(parallel.cp)
     require_file(world, sequences)
-    place = world.device(device)
-    with connected(world, place), written_once(world, output) as file:
-        net = open_model(
-            model,
-            config=model_config,
-            device=place,
-            dtype=dtype.value,
-            fp8=fp8.value,
-            quantize=quantize,
-        )
-        net = Split(cp_layout, cp_fir, cp_li, cp_attention).over(world, net)
-        layers = list({found.name: found for found in find_layers(net, layer)}.values())
-        window = net.config.context if window is None else window
-        overlap = window // 4 if overlap is None else overlap
-        if cp > 1:  # all processes must run the same chunks; between two of them they put their states together
-            chunk = max((chunk or MOST["cpu"]) * cp, window)
-        if window and overlap >= window:
-            raise UsageError(f"--overlap {overlap} must be less than --window {window}")
-
-        names: list[str] = []
-        lengths: list[int] = []
-
-        def tokens() -> Iterator[bytes]:
-            for name, sequence in _records(sequences, bed):
-                if not sequence:
-                    log.warning(f"{name} has no bases: {'it has no rows' if pool is Pool.none else 'its row is NaN'}")
-                names.append(name)
-                lengths.append(len(sequence))
-                yield sequence
-
-        facts = {"layers": ",".join(found.name for found in layers), "pool": pool.value, "window": window}
+    device = world.device(models.device)
+    with connected(world, device), written_once(world, output) as file:
+        net = parallel.split.over(world, models.open(device))
+        layers = list({found.name: found for found in find_layers(net, options.layer)}.values())
+        window, overlap = options.windows(net.config.context)
+        facts = {"layers": ",".join(found.name for found in layers), "pool": options.pool, "window": window}
         about = provenance(**source_of(net), **facts, overlap=overlap)
         widths = {found.name: found.width for found in layers}
-        start = time.perf_counter()
+        start, lengths = time.perf_counter(), []
         with (
             open_embeddings(
-                file, widths, dtype=dtype_out.value, per_position=pool is Pool.none, provenance=about
+                file, widths, dtype=options.output_dtype, per_position=options.per_base, provenance=about
             ) as writer,
             progress_bar("embedding", beside=output) as advance,
         ):
-            pieces = pieces_of(net, tokens(), layers, window=window, overlap=overlap, chunk=chunk)
-            for number, group in groupby(pieces, key=itemgetter(0)):
-                rows = (piece for _, piece in group)
-                kept = rows if pool is Pool.none else [pooled(rows, pool.value, layers)]
-                writer.add(names[number], lengths[number], kept)
-                advance(None, f"{number + 1:,} sequences")
-        if not names:
+            for name, length, rows in _embedded(net, _records(sequences, bed), layers, options, world.cp):
+                writer.add(name, length, rows)
+                lengths.append(length)
+                advance(None, f"{len(lengths):,} sequences")
+        if not lengths:
             log.warning(f"{bed or sequences} has no {'regions' if bed else 'records'}")
-        seconds = time.perf_counter() - start
-        log.info(f"{len(names):,} sequences, {sum(lengths):,} bases in {seconds:.1f} s")
+        log.info(f"{len(lengths):,} sequences, {sum(lengths):,} bases in {time.perf_counter() - start:.1f} s")
+
+
+def _embedded(
+    net: StripedHyena2, records: Iterator[tuple[str, bytes]], layers: list[Layer], options: EmbedOptions, cp: int
+) -> Iterator[tuple[str, int, Iterator[Rows]]]:
+    """Name, length and rows of each record in turn; the rows must be taken before the next record."""
+    from evo2cli.inference.embedding import embed as pieces_of
+    from evo2cli.inference.embedding import pool as pooled
+    from evo2cli.inference.stream import MOST
+
+    window, overlap = options.windows(net.config.context)
+    chunk = options.chunk
+    if cp > 1:  # all processes must run the same chunks; between two of them they put their states together
+        chunk = max((chunk or MOST["cpu"]) * cp, window)
+    about: list[tuple[str, int]] = []
+
+    def tokens() -> Iterator[bytes]:
+        for name, sequence in records:
+            if not sequence:
+                log.warning(f"{name} has no bases: {'it has no rows' if options.per_base else 'its row is NaN'}")
+            about.append((name, len(sequence)))
+            yield sequence
+
+    pieces = pieces_of(net, tokens(), layers, window=window, overlap=overlap, chunk=chunk)
+    for number, group in groupby(pieces, key=itemgetter(0)):
+        rows = (piece for _, piece in group)
+        yield *about[number], rows if options.per_base else iter([pooled(rows, options.pool, layers)])
 
 
 def _records(sequences: str, bed: str | None) -> Iterator[tuple[str, bytes]]:

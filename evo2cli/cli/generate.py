@@ -2,132 +2,199 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from enum import StrEnum
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Option
 
-from evo2cli.cli.options import (
-    Debug,
-    Device,
-    Dtype,
-    Fp8,
-    Fp8Mode,
-    Model,
-    ModelConfig,
-    Precision,
-    Quantize,
-    Quiet,
-    Threads,
-    Verbose,
-)
+from evo2cli.cli.options import DEVICES, EXPERT, INPUT, OUTPUT, SAMPLING, ModelOptions, Output
 from evo2cli.console import log
+from evo2cli.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from evo2cli.inference.prefix import Prefix
+    from evo2cli.inference.requests import Sample
+    from evo2cli.inference.sampling import Sampler
+    from evo2cli.io.sequences import Record
+    from stripedhyena2 import StripedHyena2
+
+Format = Literal["fasta", "jsonl", "text"]
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
 
 
-class Format(StrEnum):
-    fasta = "fasta"
-    jsonl = "jsonl"
-    text = "text"
+@dataclass(frozen=True)
+class PromptOptions:
+    """What is continued."""
+
+    prompt: Annotated[
+        list[str] | None,
+        Option("-p", "--prompt", metavar="SEQ", help="A prompt; repeatable.", rich_help_panel=INPUT),
+    ] = None
+    prompt_file: Annotated[
+        str | None,
+        Option(
+            metavar="FILE", help="Prompts as FASTA or one per line; - is standard input.", show_default="-",
+            rich_help_panel=INPUT,
+        ),
+    ] = None  # fmt: skip
+    tag: Annotated[
+        str | None,
+        Option(
+            metavar="TAXONOMY", help="Phylogenetic tag to put before every prompt: d__Bacteria;...",
+            rich_help_panel=INPUT,
+        ),
+    ] = None  # fmt: skip
+    state: Annotated[
+        str | None,
+        Option(metavar="FILE", help="Continue from a saved state; prompts, if any, follow it.", rich_help_panel=INPUT),
+    ] = None
+    save_state: Annotated[
+        str | None,
+        Option(
+            metavar="FILE", help="Save the state after the prompt, for --state; with -n 0 do only that.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None  # fmt: skip
+
+    def records(self) -> list[Record]:
+        """The prompts; one without bases where all that is asked for is to continue a state.
+
+        Raises:
+            UsageError: options that do not go together.
+            UserError: no prompt, or one that is empty or not a sequence.
+        """
+        from evo2cli.io.sequences import Record, encode_nucleotides, read_prompts
+
+        if self.state is not None and self.tag is not None:
+            raise UsageError("--tag belongs before the sequence that --state was made from; use only one of the two")
+        if self.state is not None and not self.prompt and self.prompt_file is None:
+            return [Record("", b"")]
+        given = [
+            Record(f"prompt{i}", encode_nucleotides(p, f"--prompt {i}")) for i, p in enumerate(self.prompt or [], 1)
+        ]
+        records = given + (read_prompts(self.prompt_file or "-") if self.prompt_file is not None or not given else [])
+        if not records:
+            raise UserError(f"no prompts in {self.prompt_file or 'standard input'}; give at least one")
+        if self.tag is not None:
+            records = [Record(r.name, _tag(self.tag) + r.tokens) for r in records]
+        empty = next((r.name for r in records if not r.tokens), None)
+        if empty is not None:
+            raise UserError(f"prompt {empty} is empty; give it at least one base, or a --tag")
+        if self.save_state is not None and len(records) > 1:
+            raise UsageError(f"--save-state saves the state after one prompt, got {len(records)}; give one")
+        return records
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How continuations are drawn."""
+
+    n_tokens: Annotated[
+        int, Option("-n", "--n-tokens", min=0, help="Bases to add, at most.", rich_help_panel=SAMPLING)
+    ] = 100
+    num_samples: Annotated[int, Option(min=1, help="Continuations of each prompt.", rich_help_panel=SAMPLING)] = 1
+    temperature: Annotated[float, Option(help="0 takes the most likely base.", rich_help_panel=SAMPLING)] = 1.0
+    top_k: Annotated[
+        int | None,
+        Option(min=1, help="Draw from the N most likely bases.", show_default="all", rich_help_panel=SAMPLING),
+    ] = None
+    top_p: Annotated[
+        float,
+        Option(help="Draw from the most likely bases that make up this probability.", rich_help_panel=SAMPLING),
+    ] = 1.0
+    min_p: Annotated[
+        float,
+        Option(
+            min=0, max=1, help="Draw from bases at least this fraction as likely as the first.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = 0.0  # fmt: skip
+    alphabet: Annotated[
+        str, Option(metavar="LETTERS", help="Bytes that may be drawn; any: all.", rich_help_panel=SAMPLING)
+    ] = "ACGT"
+    stop: Annotated[
+        list[str] | None,
+        Option(metavar="SEQ", help="End a sample after this sequence; repeatable.", rich_help_panel=SAMPLING),
+    ] = None
+    seed: Annotated[
+        int,
+        Option(
+            "-s", "--seed", min=0, max=2**64 - 1, rich_help_panel=SAMPLING,
+            help="Seed of the random numbers; a sample depends on it, the prompt and the sample's number alone.",
+        ),
+    ] = 0  # fmt: skip
+    batch_size: Annotated[
+        int, Option(min=1, help="Samples to draw at once; changes no sample.", rich_help_panel=DEVICES)
+    ] = 16
+    cuda_graph: Annotated[
+        bool, Option("--cuda-graph/--no-cuda-graph", help="Decode with a CUDA graph on a GPU.", rich_help_panel=EXPERT)
+    ] = True
+
+    def sampler(self) -> Sampler:
+        """UsageError where a value is out of its range."""
+        from evo2cli.inference.sampling import Sampler
+
+        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
+            raise UsageError(
+                f"--temperature: expected 0, or a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}, "
+                f"got {self.temperature:g}"
+            )
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"--top-p: expected a number above 0 and at most 1, got {self.top_p:g}")
+        if "" in (self.stop or []):
+            raise UsageError("--stop: expected at least one base, got an empty sequence")
+        if not self.alphabet or not self.alphabet.isascii():
+            raise UsageError(f"--alphabet: expected ASCII letters, or any, got {self.alphabet!r}")
+        alphabet = None if self.alphabet == "any" else self.alphabet.encode()
+        return Sampler(alphabet, self.temperature, self.top_k, self.top_p, self.min_p)
+
+    def arguments(self) -> dict[str, Any]:
+        """What `inference.engine.generate` takes."""
+        return {
+            "num_samples": self.num_samples,
+            "sampler": self.sampler(),
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "cuda_graph": self.cuda_graph,
+            "stop": [s.upper().encode() for s in self.stop or []],
+        }
 
 
 def generate(
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", metavar="SEQ", help="A prompt; repeatable.")
-    ] = None,
-    prompt_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Prompts as FASTA or one a line; - is standard input.")
-    ] = None,
-    n_tokens: Annotated[int, typer.Option("-n", "--n-tokens", min=0, help="Bases to add, at most.")] = 100,
-    num_samples: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest base.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the K likeliest.", show_default="all")] = None,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest that make up this probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Draw from those at least this fraction as likely as the first.")] = 0.0,
-    alphabet: Annotated[str, typer.Option(help="Bytes that may be drawn; 'any' forbids none.")] = "ACGT",
-    stop: Annotated[list[str] | None, typer.Option(metavar="SEQ", help="End a sample after this; repeatable.")] = None,
-    tag: Annotated[
-        str | None, typer.Option(metavar="TAXONOMY", help="Phylogenetic tag in front of every prompt: d__Bacteria;...")
-    ] = None,
-    save_state: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Save the state after the prompt for --state; with -n 0 do nothing else."),
-    ] = None,
-    state: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Go on from a saved state; prompts, if any, come after it.")
-    ] = None,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="- is standard output.")] = "-",
+    prompts: PromptOptions,
+    sampling: SamplingOptions,
+    models: ModelOptions,
+    output: Output = "-",
     output_type: Annotated[
         Format | None,
-        typer.Option(
-            "-O", "--output-type", help="Form of the output.", show_default="by the output's name, else fasta"
+        Option(
+            "-O",
+            "--output-type",
+            help="Format of the output.",
+            show_default="by the name of FILE, else fasta",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    model: Model = None,
-    model_config: ModelConfig = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**64 - 1, help="A sample depends on seed, prompt and number alone.")
-    ] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples drawn at once; changes no sample.")] = 16,
-    cuda_graph: Annotated[
-        bool, typer.Option("--cuda-graph/--no-cuda-graph", help="Decode under a CUDA graph on a GPU.")
-    ] = True,
-    device: Device = "auto",
-    dtype: Precision = Dtype.auto,
-    fp8: Fp8 = Fp8Mode.auto,
-    quantize: Quantize = None,
-    threads: Threads = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
 ) -> None:
-    """Continue sequences.
+    """Continue sequences with bases drawn from the model.
 
     Prompts come from --prompt, from --prompt-file, or from standard input. FASTA output holds prompt and continuation,
     and in its header the mean log-likelihood (natural, per base) of the continuation.
-    """
-    import time
-    from dataclasses import replace
-
-    import torch
-
-    from evo2cli.errors import UsageError
+    """  # fmt: skip
     from evo2cli.inference.engine import generate as samples_of
-    from evo2cli.inference.prefix import Prefix, run_prefix
-    from evo2cli.inference.requests import Sample
-    from evo2cli.inference.sampling import Sampler
     from evo2cli.io.outputs import open_output
-    from evo2cli.io.sequences import Record
-    from evo2cli.models.open import open_model
 
-    if not 0 < top_p <= 1 or not 0 <= min_p <= 1:
-        raise UsageError("--top-p must be above 0 and at most 1, --min-p between 0 and 1")
-    if "" in (stop or []):
-        raise UsageError("--stop needs at least one base")
-    if state is not None and tag is not None:
-        raise UsageError("--tag belongs in front of the sequence that --state was made from; give one of the two")
-    if threads:
-        torch.set_num_threads(threads)
-    kind = output_type or _kind(output)
-    if state is not None and not prompt and prompt_file is None:
-        records = [Record("", b"")]  # all that is asked for is to go on
-    else:
-        records = _prompts(prompt or [], prompt_file, tag)
-    if save_state is not None and len(records) > 1:
-        raise UsageError(f"--save-state keeps the state after one prompt, not after {len(records)}; give one")
-    sampler = Sampler(_alphabet(alphabet), temperature, top_k, top_p, min_p)
-    net = open_model(model, config=model_config, device=device, dtype=dtype.value, fp8=fp8.value, quantize=quantize)
-    after, prompts = None, [record.tokens for record in records]
-    if state is not None:
-        after = Prefix.load(state, net)
-        records = [Record(record.name or after.name, after.tokens + record.tokens) for record in records]
-    if save_state is not None:
-        after, prompts = replace(run_prefix(net, prompts[0], after), name=records[0].name), [b""]
-        after.save(save_state, net)
-        if n_tokens == 0:
-            return
-    live = kind is Format.text and len(records) == num_samples == 1
+    arguments, kind = sampling.arguments(), output_type or _kind(output)
+    records = prompts.records()
+    net = models.open()
+    records, tokens, after = _prefilled(prompts, records, net)
+    if prompts.save_state is not None and sampling.n_tokens == 0:
+        return
+    live = kind == "text" and len(records) == sampling.num_samples == 1
     start, drawn = time.perf_counter(), 0
     with open_output(output) as out:
 
@@ -139,59 +206,50 @@ def generate(
 
         if live:
             out.write(records[0].tokens)
-        options: dict[str, Any] = {"num_samples": num_samples, "sampler": sampler, "seed": seed}
-        options |= {"batch_size": batch_size, "cuda_graph": cuda_graph}
-        options |= {"stop": [s.upper().encode() for s in stop or []], "on_token": on_token}
-        for sample in samples_of(net, prompts, n_tokens, after=after, **options):
-            out.write(b"\n" if live else _formatted(kind, records[sample.prompt], sample, num_samples))
+        for sample in samples_of(net, tokens, sampling.n_tokens, after=after, on_token=on_token, **arguments):
+            out.write(b"\n" if live else _formatted(kind, records[sample.prompt], sample, sampling.num_samples))
     seconds = time.perf_counter() - start
     log.info(f"{drawn:,} bases in {seconds:.1f} s, {drawn / max(seconds, 1e-9):,.0f} a second")
 
 
+def _prefilled(
+    prompts: PromptOptions, records: list[Record], net: StripedHyena2
+) -> tuple[list[Record], list[bytes], Prefix | None]:
+    """The records, what of them is yet to be run, and the state to run it from; saves a state if one is asked for."""
+    from evo2cli.inference.prefix import Prefix, run_prefix
+    from evo2cli.io.sequences import Record
+
+    after, tokens = None, [record.tokens for record in records]
+    if prompts.state is not None:
+        after = Prefix.load(prompts.state, net)
+        records = [Record(record.name or after.name, after.tokens + record.tokens) for record in records]
+    if prompts.save_state is not None:
+        after, tokens = replace(run_prefix(net, tokens[0], after), name=records[0].name), [b""]
+        after.save(prompts.save_state, net)
+    return records, tokens, after
+
+
 def _kind(output: str) -> Format:
     if output == "-" and sys.stdout.isatty():
-        return Format.text
-    return {".jsonl": Format.jsonl, ".txt": Format.text}.get(Path(output).suffix.lower(), Format.fasta)
+        return "text"
+    kinds: dict[str, Format] = {".jsonl": "jsonl", ".txt": "text"}
+    return kinds.get(Path(output).suffix.lower(), "fasta")
 
 
-def _prompts(given: list[str], file: str | None, tag: str | None) -> list[Any]:
-    from evo2cli.errors import UsageError, UserError
-    from evo2cli.io.sequences import Record, encode_nucleotides, read_prompts
-
-    records = [Record(f"prompt{i}", encode_nucleotides(p, f"--prompt {i}")) for i, p in enumerate(given, 1)]
-    if file is not None or not given:
-        records += read_prompts(file or "-")
-    if tag is not None:
-        text = tag.strip("|")
-        if "__" not in text or "|" in text or not text.isascii():
-            raise UsageError(f"--tag {tag} is no taxonomy; write it as d__Bacteria;p__Pseudomonadota;...")
-        records = [Record(r.name, f"|{text}|".encode() + r.tokens) for r in records]
-    if not records:
-        raise UserError(f"{file or 'standard input'} has no prompts; give at least one")
-    for r in records:
-        if not r.tokens:
-            raise UserError(f"prompt {r.name} is empty; give it at least one base, or a --tag")
-    return records
+def _tag(text: str) -> bytes:
+    """A phylogenetic tag as it stands before a sequence."""
+    text = text.strip("|")
+    if "__" not in text or "|" in text or not text.isascii():
+        raise UsageError(f"--tag: expected a taxonomy such as d__Bacteria;p__Pseudomonadota;..., got {text!r}")
+    return f"|{text}|".encode()
 
 
-def _alphabet(text: str) -> bytes | None:
-    from evo2cli.errors import UsageError
-
-    if text == "any":
-        return None
-    if not text or not text.isascii():
-        raise UsageError("--alphabet needs at least one ASCII letter, or 'any'")
-    return text.encode()
-
-
-def _formatted(kind: Format, record: Any, sample: Any, num_samples: int) -> bytes:
-    import json
-
+def _formatted(kind: Format, record: Record, sample: Sample, num_samples: int) -> bytes:
     name = record.name if num_samples == 1 else f"{record.name}_{sample.sample + 1}"
     tokens = bytes(sample.tokens)
-    if kind is Format.text:
+    if kind == "text":
         return record.tokens + tokens + b"\n"
-    if kind is Format.jsonl:
+    if kind == "jsonl":
         line = {
             "name": record.name,
             "sample": sample.sample,

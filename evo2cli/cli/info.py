@@ -1,18 +1,9 @@
 """`evo2 info`: what this installation has to run on."""
 
-from typing import Annotated
-
-import typer
-
-from evo2cli.cli.options import Debug, Quiet, Verbose
+from evo2cli.cli.options import Json
 
 
-def info(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
-) -> None:
+def info(as_json: Json = False) -> None:
     """Show versions, devices, the kernels in use, and what is missing and how to get it."""
     import json
 

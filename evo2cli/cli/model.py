@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
-from evo2cli.cli.command import command
-from evo2cli.cli.options import Debug, ModelConfig, Quiet, Verbose
+from evo2cli.cli.command import Group, command
+from evo2cli.cli.options import MEASURING, MODEL, OUTPUT, Json, ModelConfig
 from evo2cli.console import log, progress_bar
 from evo2cli.distributed import Sharing
 
@@ -19,28 +21,31 @@ if TYPE_CHECKING:
 
     from stripedhyena2.checkpoints import Checkpoint
 
-app = typer.Typer(name="model", help="List, download, inspect, verify and convert models.")
+app = typer.Typer(
+    name="model", help="List, download, inspect, verify and convert models.", cls=Group, rich_markup_mode=None
+)
 
-Name = Annotated[str, typer.Argument(metavar="NAME|PATH", help="A model by name, or a checkpoint.")]
-
+Name = Annotated[
+    str,
+    Argument(metavar="NAME|PATH", help="A name listed by evo2 model list, or a checkpoint.", rich_help_panel=MODEL),
+]
 
 _CHUNK = 4096
 """Tokens that scoring and prefill run at once."""
 
 
-class Format(StrEnum):
-    native = "native"
-    vortex = "vortex"
-    savanna = "savanna"
-
-
-@command(app, "list", shares=Sharing.NOTHING)
-def list_models(quiet: Quiet = False, debug: Debug = False) -> None:
+@command(
+    app,
+    "list",
+    shares=Sharing.NOTHING,
+    examples=["evo2 model list", "evo2 model list | column -t -s $'\\t'", "evo2 model list | cut -f 1"],
+)
+def list_models() -> None:
     """List the models that --model knows by name, and where each is."""
+    from evo2cli.measure.memory import skeleton
     from evo2cli.models import hub
     from evo2cli.models.open import bundled, checkpoint_of
     from stripedhyena2 import preset
-    from stripedhyena2.model import skeleton
 
     print("name\tparameters\tlayers\tcontext\tplace")
     for name in bundled():
@@ -57,47 +62,72 @@ def _row(name: str, config: Any, model: Any, place: str) -> str:
     return f"{name}\t{n:,}\t{config.n_layers}\t{config.context:,}\t{place}"
 
 
-@command(app, "pull", shares=Sharing.NOTHING, epilog="Example: evo2 model pull evo2_7b")
+@command(
+    app,
+    "pull",
+    shares=Sharing.NOTHING,
+    examples=[
+        "evo2 model pull evo2_1b_base",
+        "HF_HOME=/data/models evo2 model pull evo2_7b",
+        "evo2 model verify $(evo2 model pull evo2_7b)",
+    ],
+)
 def pull_model(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="evo2_7b, evo2_1b_base, ...: see evo2 model list.")],
-    quiet: Quiet = False,
-    debug: Debug = False,
+    name: Annotated[
+        str,
+        Argument(metavar="NAME", help="evo2_7b, evo2_1b_base, ...: see evo2 model list.", rich_help_panel=MODEL),
+    ],
 ) -> None:
-    """Download a published model, or what is missing of it, check its sha256 and print its path.
+    """Download a published model, check its sha256 and print its path.
 
-    --model NAME does the same on first use. HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE=1 work as everywhere.
+    What was downloaded already is kept. --model NAME does the same on first use. HF_TOKEN, HF_HOME, HF_ENDPOINT and
+    HF_HUB_OFFLINE=1 work as everywhere.
     """
     from evo2cli.errors import UserError
     from evo2cli.models import hub
 
     if name not in hub.REPOSITORIES:
-        raise UserError(f"no published model {name!r}; there are {', '.join(hub.REPOSITORIES)}")
+        raise UserError(f"no published model {name!r}; choose one of {', '.join(hub.REPOSITORIES)}")
     print(hub.pull(name))
 
 
-@command(app, "info", shares=Sharing.NOTHING, epilog="Example: evo2 model info evo2_7b.pt")
+@command(
+    app,
+    "info",
+    shares=Sharing.NOTHING,
+    examples=[
+        "evo2 model info prok-mini",
+        "evo2 model info evo2_7b.pt --length 131072 --devices 2",
+        "evo2 model info runs/mine/best --json",
+    ],
+    renamed={"--batch": "--batch-size"},
+)
 def model_info(
     name: Name,
     model_config: ModelConfig = None,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences at a time, for the memory needed.")] = 1,
+    batch_size: Annotated[
+        int, Option(min=1, help="Sequences at a time, for the memory needed.", rich_help_panel=MEASURING)
+    ] = 1,
     length: Annotated[
-        int | None, typer.Option(min=1, help="Their length.", show_default="8192, or the context if shorter")
+        int | None,
+        Option(
+            min=1,
+            help="Bases in each sequence.",
+            show_default="8192, or the context if shorter",
+            rich_help_panel=MEASURING,
+        ),
     ] = None,
-    devices: Annotated[int, typer.Option(min=1, help="Devices that share the layers.")] = 1,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    devices: Annotated[int, Option(min=1, help="Devices that share the layers.", rich_help_panel=MEASURING)] = 1,
+    as_json: Json = False,
 ) -> None:
-    """Say what a checkpoint is and what memory it needs, without reading its weights."""
-    import json as json_module
-
+    """Say what a checkpoint is and what memory it needs, without reading its weights."""  # fmt: skip
     from evo2cli.models.open import checkpoint_of
 
     checkpoint = checkpoint_of(name, model_config)
     for remark in checkpoint.remarks:
         log.warning("%s", remark)
-    facts = _facts(checkpoint, batch, length or min(checkpoint.config.context, 8192), devices)
-    print(json_module.dumps(facts, indent=1) if json else _text(facts))
+    facts = _facts(checkpoint, batch_size, length or min(checkpoint.config.context, 8192), devices)
+    print(json.dumps(facts, indent=1) if as_json else _text(facts))
 
 
 def _facts(checkpoint: Checkpoint, batch: int, length: int, devices: int) -> dict[str, Any]:
@@ -177,9 +207,14 @@ def _gb(n: int) -> str:
     return f"{n / 1e9:.3g} GB" if n >= 1e8 else f"{n / 1e6:.3g} MB"
 
 
-@command(app, "verify", shares=Sharing.NOTHING, epilog="Example: evo2 model verify evo2_7b")
-def verify_model(name: Name, model_config: ModelConfig = None, quiet: Quiet = False, debug: Debug = False) -> None:
-    """Compare a checkpoint with its checksums: those in a native directory, the hub's, or NAME.pt.sha256 beside it.
+@command(
+    app,
+    "verify",
+    shares=Sharing.NOTHING,
+    examples=["evo2 model verify evo2_7b", "evo2 model verify evo2_7b.pt", "evo2 model verify runs/mine/best"],
+)
+def verify_model(name: Name, model_config: ModelConfig = None) -> None:
+    """Compare a checkpoint with its checksums: its own, the hub's, or those of NAME.pt.sha256 beside it.
 
     Where there are none, every tensor is read and must be finite, and the sha256 is printed for you to compare.
     """
@@ -191,33 +226,40 @@ def verify_model(name: Name, model_config: ModelConfig = None, quiet: Quiet = Fa
         print(verify(checkpoint, advance))
 
 
-@command(app, "convert", shares=Sharing.NOTHING, epilog="Example: evo2 model convert evo2_7b.pt evo2_7b --to native")
+@command(
+    app,
+    "convert",
+    shares=Sharing.NOTHING,
+    examples=[
+        "evo2 model convert evo2_7b.pt evo2_7b --to native",
+        "evo2 model convert runs/mine/best mine.pt --to vortex",
+        "evo2 model convert mine.pt mine-native --to native --model-config mine.yml",
+    ],
+)
 def convert_model(
     source: Name,
-    target: Annotated[Path, typer.Argument(metavar="DST", help="A directory for native, else a .pt file.")],
-    to: Annotated[Format, typer.Option(help="The format to write.")],
+    target: Annotated[
+        Path, Argument(metavar="TARGET", help="A directory for native, else a .pt file.", rich_help_panel=OUTPUT)
+    ],
+    to: Annotated[Literal["native", "vortex", "savanna"], Option(help="The format to write.", rich_help_panel=OUTPUT)],
     model_config: ModelConfig = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
 ) -> None:
-    """Write a checkpoint in another format, every weight as it is; at most one file's share of it is in memory."""
-    from dataclasses import replace
+    """Write a checkpoint in another format, every weight as it is.
 
+    At most one file's share of it is in memory.
+    """
     from evo2cli.models.open import checkpoint_of
     from stripedhyena2.checkpoints.convert import convert
 
     checkpoint = checkpoint_of(source, model_config)
     with progress_bar("converting", beside="-") as advance:
         watched = replace(checkpoint, tensors=_watched(checkpoint, advance))
-        convert(watched, to.value, target)
+        convert(watched, to, target)
     log.info("wrote %s", target)
 
 
 def _watched(checkpoint: Checkpoint, advance: Callable[[float | None, str], None]) -> dict[str, Any]:
     """The tensors, of which each tells when it is read how far all of them are."""
-    from dataclasses import replace
-
     total, done = sum(t.nbytes for t in checkpoint.tensors.values()), Counter[str]()
 
     def told(t: Any) -> Any:

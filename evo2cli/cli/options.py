@@ -1,38 +1,64 @@
-"""Options that mean the same in every subcommand."""
+"""Options that mean the same in every command, in dataclasses that commands take as they are."""
+
+from __future__ import annotations
 
 import logging
-from enum import StrEnum
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
 from evo2cli.console import set_level
+from evo2cli.distributed import Split, World
+
+if TYPE_CHECKING:
+    import torch
+
+    from stripedhyena2 import StripedHyena2
+
+INPUT, OUTPUT, MODEL, SCORING, SAMPLING = "Input", "Output", "Model", "Scoring", "Sampling"
+TRAINING, ADAPTERS, MEASURING = "Training", "Low-rank adapters", "Measuring"
+DEVICES, LOGGING, EXPERT = "Devices", "Logging", "Expert"
+PANELS = (INPUT, OUTPUT, MODEL, ADAPTERS, SCORING, SAMPLING, TRAINING, MEASURING, DEVICES, LOGGING, EXPERT)
+"""The sections of a command's help, in order."""
+
+MAX_THREADS = 1024
+
+Strand = Literal["both", "+", "-"]
+
+Fasta = Annotated[str, Argument(metavar="FASTA", help="Sequences; - is standard input.", rich_help_panel=INPUT)]
+Output = Annotated[
+    str,
+    Option("-o", "--output", metavar="FILE", help="File to write; - is standard output.", rich_help_panel=OUTPUT),
+]
+Folder = Annotated[Path, Option("-o", "--output", metavar="DIR", help="Folder to write to.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
+ModelConfig = Annotated[
+    str | None,
+    Option(metavar="YAML", help="Configuration of a published .pt file that matches no preset.", rich_help_panel=MODEL),
+]
+Chunk = Annotated[
+    int | None,
+    Option(
+        min=1,
+        help="Bases to run at once; changes no result.",
+        show_default="by free memory",
+        rich_help_panel=EXPERT,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    Option("-t", "--threads", min=1, max=MAX_THREADS, help="CPU threads.", show_default="all", rich_help_panel=DEVICES),
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    Option(help="Precision of the dense weights; auto: bfloat16 on a GPU, else float32.", rich_help_panel=DEVICES),
+]
 
 
-class Dtype(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class Strand(StrEnum):
-    both = "both"
-    forward = "+"
-    reverse = "-"
-
-
-class Fp8Mode(StrEnum):
-    auto = "auto"
-    native = "native"
-    emulated = "emulated"
-    off = "off"
-
-
-class Quantization(StrEnum):
-    int8 = "int8"
-
-
-def _level(level: int):  # type: ignore[no-untyped-def]
+def _level(level: int) -> Callable[[bool], None]:
     def callback(asked: bool) -> None:
         if asked:
             set_level(level)
@@ -40,72 +66,151 @@ def _level(level: int):  # type: ignore[no-untyped-def]
     return callback
 
 
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="NAME|PATH",
-        help="A model of evo2 model list, or a checkpoint.",
-        show_default="prok-mini",
-    ),
-]
-ModelConfig = Annotated[
-    str | None,
-    typer.Option(
-        "--model-config", metavar="YAML", help="The configuration of a published .pt file that matches no preset."
-    ),
-]
-Device = Annotated[
-    str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N, mps, or several: cuda:0,cuda:1.")
-]
-Precision = Annotated[Dtype, typer.Option("--dtype", help="Precision of the dense weights.")]
-Processes = Annotated[
-    int, typer.Option("--cp", metavar="N", min=1, help="Split each sequence over N processes, which torchrun starts.")
-]
-CpFir = Annotated[
-    str | None,
-    typer.Option(
-        "--cp-fir",
-        metavar="HOW",
-        help="What Hyena-SE and -MR exchange under --cp: p2p-overlap, p2p, a2a-pipelined, or a2a.",
-        show_default="p2p-overlap",
-    ),
-]
-CpLi = Annotated[
-    str | None,
-    typer.Option(
-        "--cp-li",
-        metavar="HOW",
-        help="What Hyena-LI exchanges under --cp: state, a2a-pipelined, a2a, or p2p-fft.",
-        show_default="state",
-    ),
-]
-CpAttention = Annotated[
-    str | None,
-    typer.Option(
-        "--cp-attention",
-        metavar="HOW",
-        help="What attention exchanges under --cp: ring, or a2a.",
-        show_default="ring",
-    ),
-]
-CpLayout = Annotated[
-    str | None,
-    typer.Option(
-        "--cp-layout",
-        metavar="HOW",
-        help="Which parts of a sequence a process holds under --cp: zigzag, or contiguous.",
-        show_default="zigzag",
-    ),
-]
-Fp8 = Annotated[
-    Fp8Mode,
-    typer.Option("--fp8", help="FP8 input projections; auto: for the models that lose accuracy without, 1B 20B 40B."),
-]
-Quantize = Annotated[Quantization | None, typer.Option("--quantize", help="Hold dense weights in one byte each.")]
-Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads.", show_default="all")]
 Quiet = Annotated[
-    bool, typer.Option("-q", "--quiet", help="Say nothing but warnings and errors.", callback=_level(logging.WARNING))
-]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.", callback=_level(logging.DEBUG))]
-Debug = Annotated[bool, typer.Option("--debug", help="On an error, show where it came from.")]
+    bool,
+    Option(
+        "-q", "--quiet", help="Show only warnings and errors.", callback=_level(logging.WARNING),
+        rich_help_panel=LOGGING,
+    ),
+]  # fmt: skip
+Verbose = Annotated[
+    bool,
+    Option(
+        "-v", "--verbose", help="Show details: what was opened, time and memory.", callback=_level(logging.DEBUG),
+        rich_help_panel=LOGGING,
+    ),
+]  # fmt: skip
+Debug = Annotated[bool, Option("--debug", help="On an error, show its traceback.", rich_help_panel=LOGGING)]
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """How much a command says; every command has them."""
+
+    quiet: Quiet = False
+    verbose: Verbose = False
+    debug: Debug = False
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """The one device that a command runs on."""
+
+    device: Annotated[str, Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=DEVICES)] = (
+        "auto"
+    )
+    threads: Threads = None
+
+    def resolve(self, world: World | None = None) -> torch.device:
+        """The device of this process; sets the number of threads.
+
+        Raises:
+            UsageError: no such device, or it is not here.
+        """
+        from evo2cli.models.open import resolve_device
+
+        set_threads(self.threads)
+        return resolve_device(world.device(self.device) if world else self.device)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """A model that is opened to run, and where."""
+
+    model: Annotated[
+        str | None,
+        Option(
+            "-m", "--model", metavar="NAME|PATH", help="A name listed by evo2 model list, or a checkpoint.",
+            show_default="prok-mini", rich_help_panel=MODEL,
+        ),
+    ] = None  # fmt: skip
+    model_config: ModelConfig = None
+    adapter: Annotated[
+        str | None,
+        Option(metavar="DIR", help="Low-rank adapter to merge, from train --export-adapter.", rich_help_panel=MODEL),
+    ] = None
+    quantize: Annotated[
+        Literal["int8"] | None, Option(help="Hold the dense weights in one byte each.", rich_help_panel=MODEL)
+    ] = None
+    fp8: Annotated[
+        Literal["auto", "native", "emulated", "off"],
+        Option(
+            help="FP8 input projections; auto: for models that lose accuracy without them (1B, 20B, 40B).",
+            rich_help_panel=MODEL,
+        ),
+    ] = "auto"
+    dtype: Dtype = "auto"
+    device: Annotated[
+        str,
+        Option(
+            metavar="NAME", help="auto, cpu, cuda, cuda:N, mps, or GPUs that share the layers: cuda:0,cuda:1.",
+            rich_help_panel=DEVICES,
+        ),
+    ] = "auto"  # fmt: skip
+    threads: Threads = None
+
+    def open(self, device: str | None = None) -> StripedHyena2:
+        """The model, in eval mode, on `device` or else where --device says; sets the number of threads.
+
+        Raises:
+            UsageError, UserError, ModelError: as `models.open.open_model`.
+        """
+        from evo2cli.models.open import open_model
+
+        set_threads(self.threads)
+        return open_model(
+            self.model,
+            config=self.model_config,
+            adapter=self.adapter,
+            device=device or self.device,
+            dtype=self.dtype,
+            fp8=self.fp8,
+            quantize=self.quantize,
+        )
+
+
+@dataclass(frozen=True)
+class ParallelOptions:
+    """How the processes that torchrun started share sequences."""
+
+    cp: Annotated[
+        int,
+        Option(min=1, help="Split each sequence over N processes, started by torchrun.", rich_help_panel=EXPERT),
+    ] = 1
+    cp_layout: Annotated[
+        str | None,
+        Option(
+            metavar="zigzag|contiguous", help="Which parts of a sequence a process holds.", show_default="zigzag",
+            rich_help_panel=EXPERT,
+        ),
+    ] = None  # fmt: skip
+    cp_fir: Annotated[
+        str | None,
+        Option(
+            metavar="p2p-overlap|p2p|a2a-pipelined|a2a", help="What Hyena-SE and Hyena-MR exchange.",
+            show_default="p2p-overlap", rich_help_panel=EXPERT,
+        ),
+    ] = None  # fmt: skip
+    cp_li: Annotated[
+        str | None,
+        Option(
+            metavar="state|a2a-pipelined|a2a|p2p-fft", help="What Hyena-LI exchanges.", show_default="state",
+            rich_help_panel=EXPERT,
+        ),
+    ] = None  # fmt: skip
+    cp_attention: Annotated[
+        str | None,
+        Option(metavar="ring|a2a", help="What attention exchanges.", show_default="ring", rich_help_panel=EXPERT),
+    ] = None
+
+    @property
+    def split(self) -> Split:
+        return Split(self.cp_layout, self.cp_fir, self.cp_li, self.cp_attention)
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch use this many CPU threads; None leaves the number as it is."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)

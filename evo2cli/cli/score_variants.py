@@ -1,167 +1,32 @@
 """`evo2 score-variants`: a VCF in, the same VCF with scores out."""
 
+from __future__ import annotations
+
 import os
 from contextlib import ExitStack
-from enum import StrEnum
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from evo2cli.cli.options import (
-    CpAttention,
-    CpFir,
-    CpLayout,
-    CpLi,
-    Debug,
-    Device,
-    Dtype,
-    Fp8,
-    Fp8Mode,
-    Model,
-    ModelConfig,
-    Precision,
-    Processes,
-    Quantize,
-    Quiet,
-    Strand,
-    Threads,
-    Verbose,
-)
+from evo2cli.cli.options import ModelOptions, ParallelOptions
 from evo2cli.console import log, progress_bar
 from evo2cli.errors import UsageError
+from evo2cli.variants.options import ScoringOptions
 
 if TYPE_CHECKING:
     from evo2cli.variants.scoring import Settings
 
-
-class Format(StrEnum):
-    v = "v"
-    z = "z"
-    b = "b"
-    tsv = "tsv"
-    jsonl = "jsonl"
-    parquet = "parquet"
-
-
-class Reduce(StrEnum):
-    mean = "mean"
-    sum = "sum"
-
-
 _FORMATS = {
-    ".vcf": Format.v,
-    ".vcf.gz": Format.z,
-    ".vcf.bgz": Format.z,
-    ".bcf": Format.b,
-    ".tsv": Format.tsv,
-    ".jsonl": Format.jsonl,
-    ".parquet": Format.parquet,
+    ".vcf": "v",
+    ".vcf.gz": "z",
+    ".vcf.bgz": "z",
+    ".bcf": "b",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".parquet": "parquet",
 }
 
 
-def score_variants(
-    variants: Annotated[
-        str | None,
-        typer.Argument(metavar="[IN]", help="VCF or BCF file; - is standard input.", show_default=False),
-    ] = None,
-    fasta: Annotated[
-        str | None,
-        typer.Option(
-            "-f",
-            "--fasta",
-            metavar="FASTA",
-            envvar="EVO2_FASTA",
-            help="Reference genome, plain or compressed.",
-            show_default="the ##reference file of IN",
-        ),
-    ] = None,
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="OUT", help="File to write; - is standard output.")
-    ] = "-",
-    output_type: Annotated[
-        Format | None,
-        typer.Option(
-            "-O",
-            "--output-type",
-            help="VCF, bgzipped VCF, BCF, or a table.",
-            show_default="by the name of OUT, else v",
-        ),
-    ] = None,
-    model: Model = None,
-    model_config: ModelConfig = None,
-    window: Annotated[
-        int | None,
-        typer.Option(
-            metavar="W",
-            min=4,
-            help="Bases of sequence around the variant.",
-            show_default="the model's context, at most 8192",
-        ),
-    ] = None,
-    tile: Annotated[
-        bool, typer.Option("--tile", help="Windows on a grid, shared by neighbours: for dense variants.")
-    ] = False,
-    right_context: Annotated[
-        int | None,
-        typer.Option(
-            metavar="R",
-            min=0,
-            help="Stop so many bases after the variant: another score, and cheaper.",
-            show_default="the window's end",
-        ),
-    ] = None,
-    reduce: Annotated[
-        Reduce, typer.Option(help="Log-likelihood per base (mean) or of the whole sequence.")
-    ] = Reduce.mean,
-    strand: Annotated[Strand, typer.Option(help="Strand to read; both takes their mean.")] = Strand.both,
-    all_snvs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REGION|BED",
-            help="In place of IN, every single-base change of chr:first-last or of a BED file's regions.",
-        ),
-    ] = None,
-    regions: Annotated[
-        list[str] | None,
-        typer.Option("-r", "--regions", metavar="REGION", help="Only records that overlap chr:first-last."),
-    ] = None,
-    regions_file: Annotated[
-        list[str] | None, typer.Option("-R", "--regions-file", metavar="BED", help="Only records that overlap.")
-    ] = None,
-    shard: Annotated[
-        str | None, typer.Option(metavar="i/n", help="Part i of n of the records; `cat` joins the outputs.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where a killed run stopped; keep what is done if this one stops.")
-    ] = False,
-    plot: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Draw the scores along the genome and by class: .html, .png or .svg."),
-    ] = None,
-    genes: Annotated[
-        str | None, typer.Option(metavar="GFF|BED", help="Genes to draw beneath the scores of --plot.")
-    ] = None,
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Bases to run at once, at most.", show_default="8192 on a CPU, else 65536"
-        ),
-    ] = None,
-    device: Device = "auto",
-    dtype: Precision = Dtype.auto,
-    cp: Processes = 1,
-    cp_layout: CpLayout = None,
-    cp_fir: CpFir = None,
-    cp_li: CpLi = None,
-    cp_attention: CpAttention = None,
-    fp8: Fp8 = Fp8Mode.auto,
-    quantize: Quantize = None,
-    threads: Threads = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
-) -> None:
+def score_variants(options: ScoringOptions, models: ModelOptions, parallel: ParallelOptions) -> None:
     """Score the variants of a VCF file.
 
     EVO2_DELTA in INFO is the log-likelihood of the sequence around the variant with ALT minus that with REF: negative
@@ -181,11 +46,9 @@ def score_variants(
     NOT_FINITE         the model's output is NaN or infinite (the command then exits with 1)
     """
     import pysam
-    import torch
 
-    from evo2cli.distributed import Split, World, connected, require_file, sharing_records, written_once
+    from evo2cli.distributed import World, connected, require_file, sharing_records, written_once
     from evo2cli.io.fasta import open_reference
-    from evo2cli.models.open import open_model
     from evo2cli.plotting.genes import read_genes
     from evo2cli.plotting.plot import plot as draw
     from evo2cli.plotting.plot import require_kind
@@ -201,42 +64,39 @@ def score_variants(
     from evo2cli.variants.variant import Windows
 
     pysam.set_verbosity(0)  # what matters of htslib's messages is said in ours
-    if threads:
-        torch.set_num_threads(threads)
-    kind = output_type or _format_of(output)
+    o, cp = options, parallel.cp
+    kind = o.output_type or _format_of(o.output)
     layout = annotation.LAYOUTS[kind]
-    world, part = World.here(cp), Shard.parse(shard) if shard else Shard()
+    world, part = World.here(cp), Shard.parse(o.shard) if o.shard else Shard()
     sharded = part.of * world.dp > 1
-    require_file(world, variants or "")
-    _require_files(variants, output, resume=resume, sharded=sharded, ranks=world.dp)
-    if plot:
-        require_kind(plot)
-    if plot and world.dp > 1:
+    require_file(world, o.variants or "")
+    _require_files(o.variants, o.output, resume=o.resume, sharded=sharded, ranks=world.dp)
+    if o.plot:
+        require_kind(o.plot)
+    if o.plot and world.dp > 1:
         raise UsageError("--plot sees one process's variants; leave it out under torchrun")
-    if genes and not plot:
+    if o.genes and not o.plot:
         raise UsageError("--genes are drawn in a picture; name it with --plot")
-    if cp > 1 and resume:
+    if cp > 1 and o.resume:
         raise UsageError("--resume does not go with --cp; cut the input with --shard, so that little is lost")
     with ExitStack() as stack:
-        place = world.device(device)
+        place = world.device(models.device)
         stack.enter_context(sharing_records(world) if world.cp == 1 else connected(world, place))
-        file = stack.enter_context(written_once(world, output))
-        source = stack.enter_context(VariantSource(variants, all_snvs, regions or [], regions_file or []))
-        sink = stack.enter_context(open_sink(file, kind, world, resume=resume))
-        reference = open_reference(source.reference_path(fasta))
+        file = stack.enter_context(written_once(world, o.output))
+        source = stack.enter_context(VariantSource(o.variants, o.all_snvs, o.regions or [], o.regions_files or []))
+        sink = stack.enter_context(open_sink(file, kind, world, resume=o.resume))
+        reference = open_reference(source.reference_path(o.fasta))
         reader = source.open(reference)
         check_lengths(reader, reference)
-        points = Points(classifier(reader.header)) if plot and world.rank == 0 else None
-        drawn = read_genes(genes, reference) if genes else []
-        whole = open_model(
-            model, config=model_config, device=place, dtype=dtype.value, fp8=fp8.value, quantize=quantize
-        )
-        net = Split(cp_layout, cp_fir, cp_li, cp_attention).over(world, whole)
-        width = window or default_window(net)
+        points = Points(classifier(reader.header)) if o.plot and world.rank == 0 else None
+        drawn = read_genes(o.genes, reference) if o.genes else []
+        whole = models.open(place)
+        net = parallel.split.over(world, whole)
+        width = o.window or default_window(net)
         if width > net.config.context:
             log.warning(f"--window {width} is more than the {net.config.context} bases that the model was trained for")
         settings = Settings(
-            Windows(width, tile), reduce.value, strand.value, right_context, batch_tokens or default_batch_tokens(net)
+            Windows(width, o.tile), o.reduce, o.strand, o.right_context, o.batch_tokens or default_batch_tokens(net)
         )
         facts = source_of(net) | {"reference": reference.path} | _described(settings)
         first, end = 0, None
@@ -245,14 +105,14 @@ def score_variants(
             first, end = part.part(world.dp_rank + 1, world.dp).span(total, settings.group_size)
         records = islice(reader, first, end)
         run = Run(Scorer(net, settings), reference, layout, first)
-        progress = sink.begin({**facts, **_circumstances(net, settings), "format": kind.value, "records": [first, end]})
+        progress = sink.begin({**facts, **_circumstances(net, settings), "format": kind, "records": [first, end]})
         earlier = sink.scored(layout) if progress and points else iter(())
         for record in run.skip(records, progress, reader.name):
             if points:
                 points.add(record, list(islice(earlier, len(record.alts))))
-        if not progress and world.dp_rank == 0 and (part.number == 1 or kind in (Format.b, Format.parquet)):
+        if not progress and world.dp_rank == 0 and (part.number == 1 or kind in ("b", "parquet")):
             sink.write(layout.header(reader, provenance(**facts)))
-        with progress_bar("scoring", beside=output) as advance:
+        with progress_bar("scoring", beside=o.output) as advance:
 
             def done(scored: Scored) -> None:
                 if points:
@@ -267,8 +127,8 @@ def score_variants(
         if world.dp_rank == 0:
             tally = sink.gather(run.tally)
             sink.deliver(index=part.of == 1)
-            if plot and points:
-                draw(plot, points, drawn, reference, provenance(**facts))
+            if o.plot and points:
+                draw(o.plot, points, drawn, reference, provenance(**facts))
             check_statuses(tally.statuses, reference)
             log.info(tally.summary())
         world.wait()
@@ -281,7 +141,7 @@ def _require_files(variants: str | None, output: str, *, resume: bool, sharded: 
         raise UsageError(f"{'--resume' if resume else 'torchrun'} needs a file to write to; name it with -o")
 
 
-def _described(settings: "Settings") -> dict[str, Any]:
+def _described(settings: Settings) -> dict[str, Any]:
     """The settings as provenance tells them; what is not used is not told."""
     facts: dict[str, Any] = {"window": settings.windows.width, "reduce": settings.reduce, "strand": settings.strand}
     if settings.windows.tiled:
@@ -291,7 +151,7 @@ def _described(settings: "Settings") -> dict[str, Any]:
     return facts
 
 
-def _circumstances(net: Any, settings: "Settings") -> dict[str, Any]:
+def _circumstances(net: Any, settings: Settings) -> dict[str, Any]:
     """What else the last digits of a score depend on."""
     import torch
 
@@ -309,10 +169,10 @@ def _circumstances(net: Any, settings: "Settings") -> dict[str, Any]:
     }
 
 
-def _format_of(name: str) -> Format:
+def _format_of(name: str) -> str:
     for suffix, kind in _FORMATS.items():
         if name.lower().endswith(suffix):
             return kind
     if "." in os.path.basename(name):
-        raise UsageError(f"the name {name} tells no format ({', '.join(_FORMATS)}); rename it or give -O")
-    return Format.v
+        raise UsageError(f"unknown format of {name}; use a name that ends in {', '.join(_FORMATS)}, or give -O")
+    return "v"

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
-from evo2cli.cli.options import CpAttention, CpFir, CpLayout, CpLi, Debug, Device, Quiet, Threads
+from evo2cli.cli.command import option_names
+from evo2cli.cli.options import ADAPTERS, EXPERT, INPUT, MODEL, OUTPUT, TRAINING, DeviceOptions, ParallelOptions
 from evo2cli.console import log, progress_bar
+from evo2cli.distributed import World, connected
+from evo2cli.errors import UsageError, UserError
+from evo2cli.training.settings import Settings, read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,12 +24,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from evo2cli.training.run import Progress, Run
-    from evo2cli.training.settings import Settings
     from stripedhyena2 import Config
 
-Option = typer.Option
-
-FIXED = ("fasta", "out", "preset", "layout", "optimizer", "init_from", "init_config", "keep_optimizer", "lora_rank",
+FIXED = ("fasta", "output", "preset", "layout", "optimizer", "init_from", "init_config", "keep_optimizer", "lora_rank",
          "lora_alpha", "lora_target", "lora_also", "rotary_base", "rotary_scale", "pack", "hold_out", "hold_out_bed",
          "only_bed")  # fmt: skip
 """What a run keeps from its beginning: `--resume` takes it from the run's folder."""
@@ -30,266 +35,242 @@ FIXED = ("fasta", "out", "preset", "layout", "optimizer", "init_from", "init_con
 def _from_toml(context: typer.Context, path: Path | None) -> Path | None:
     """Make the options in a TOML file the defaults of those that follow."""
     if path is not None:
-        from evo2cli.training.settings import read_toml
-
-        known = [p.name for p in context.command.params if p.name]
-        context.default_map = {**(context.default_map or {}), **read_toml(path, known)}
+        values = read_toml(path, option_names(context.command))
+        context.default_map = {**(context.default_map or {}), **values}
     return path
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """Where a run is kept, and what becomes of it beside its checkpoints."""
+
+    config: Annotated[
+        Path | None,
+        Option(
+            metavar="TOML", help="Options by name, in a file; those on the command line take precedence.",
+            is_eager=True, callback=_from_toml, rich_help_panel=INPUT,
+        ),
+    ] = None  # fmt: skip
+    output: Annotated[
+        Path | None,
+        Option(
+            "-o", "--output", metavar="DIR", help="Folder of the run.", show_default="runs/PRESET",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None  # fmt: skip
+    resume: Annotated[
+        Path | None,
+        Option(
+            metavar="DIR", help="Continue the run in this folder; other options given change it.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None  # fmt: skip
+    stop_at: Annotated[
+        int | None, Option(min=1, help="Stop after this step, as if interrupted there.", rich_help_panel=TRAINING)
+    ] = None
+    tensorboard: Annotated[
+        bool, Option("--tensorboard", help="Also log to tensorboard/ in the folder.", rich_help_panel=OUTPUT)
+    ] = False
+    export: Annotated[
+        Path | None,
+        Option(
+            metavar="DIR", help="Also write the final model here, dense weights in bfloat16.", rich_help_panel=OUTPUT
+        ),
+    ] = None
+    export_adapter: Annotated[
+        Path | None,
+        Option(metavar="DIR", help="Also write here what --lora-rank trained.", rich_help_panel=OUTPUT),
+    ] = None
+    prepare: Annotated[
+        bool, Option("--prepare", help="Read and check the data into the store, and stop.", rich_help_panel=EXPERT)
+    ] = False
+    estimate: Annotated[
+        bool, Option("--estimate", help="Print the memory and FLOPs of the run, and stop.", rich_help_panel=EXPERT)
+    ] = False
+    processes: Annotated[
+        int, Option(min=1, help="For --estimate: the number of processes.", rich_help_panel=EXPERT)
+    ] = 1
+
+
+@dataclass(frozen=True)
+class ShapeOptions:
+    """What differs from the preset, or from the model to begin from."""
+
+    layout: Annotated[
+        str | None,
+        Option(
+            metavar="LETTERS", help="Another layout for the preset, one letter per layer: SDHSDH*SDH.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None  # fmt: skip
+    rotary_base: Annotated[
+        float | None, Option(help="Another base of the rotary positions.", rich_help_panel=EXPERT)
+    ] = None
+    rotary_scale: Annotated[
+        float | None, Option(help="Divide positions by this (position interpolation).", rich_help_panel=EXPERT)
+    ] = None
+
+    def config(self, settings: Settings) -> Config:
+        """The shape of a new run's model, its context as long as its windows."""
+        from stripedhyena2 import preset
+
+        if settings.init_from is None:
+            config = preset(settings.preset)
+        else:
+            from evo2cli.models.open import checkpoint_of
+
+            config = checkpoint_of(settings.init_from, settings.init_config).config
+        given = {name: value for name, value in vars(self).items() if value}
+        return dataclasses.replace(config, context=settings.seq_len, **given)
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank adapters to train in place of the weights."""
+
+    lora_rank: Annotated[
+        int | None, Option(min=1, help="Train adapters of this rank, and not the weights.", rich_help_panel=ADAPTERS)
+    ] = None
+    lora_alpha: Annotated[
+        float | None,
+        Option(help="Scale of the adapters, times the rank.", show_default="the rank", rich_help_panel=ADAPTERS),
+    ] = None
+    lora_target: Annotated[
+        list[str] | None,
+        Option(
+            metavar="GLOB", help="Linear layers to adapt; repeatable.", show_default="projections and MLPs",
+            rich_help_panel=ADAPTERS,
+        ),
+    ] = None  # fmt: skip
+    lora_also: Annotated[
+        list[str] | None,
+        Option(
+            metavar="biases|norms|filters", help="What to train along with the adapters; repeatable.",
+            rich_help_panel=ADAPTERS,
+        ),
+    ] = None  # fmt: skip
+
+    def settings(self) -> dict[str, Any] | None:
+        """What `Settings.lora` holds; None without adapters."""
+        from stripedhyena2.layers.lora import DEFAULT_TARGETS
+
+        if self.lora_rank is None:
+            return None
+        return {
+            "rank": self.lora_rank,
+            "alpha": self.lora_alpha or self.lora_rank,
+            "targets": list(self.lora_target or DEFAULT_TARGETS),
+            "also": list(self.lora_also or []),
+        }
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All that the user asks for; `given` are the names of what the command line or the TOML file sets."""
+
+    settings: Settings
+    folders: FolderOptions
+    shape: ShapeOptions
+    lora: LoraOptions
+    given: set[str]
+
+    @property
+    def folder(self) -> Path:
+        return self.folders.resume or self.folders.output or Path("runs") / self.settings.preset
+
+    def check(self) -> None:
+        """UsageError for options that do not go together."""
+        settings, folders, given = self.settings, self.folders, self.given
+        if folders.resume is not None:
+            fixed = sorted(given & set(FIXED))
+            if fixed:
+                raise UsageError(
+                    "--resume takes data, model and folder from the run; "
+                    f"leave out --{fixed[0].replace('_', '-').replace('init-config', 'model-config')}"
+                )
+        elif not settings.fasta and not folders.estimate:
+            raise UsageError("no training data; give it with --fasta, or a run to continue with --resume")
+        if settings.init_from and given & {"preset", "layout"}:
+            raise UsageError("--init-from has a shape of its own; leave out --preset and --layout")
+        if settings.keep_optimizer and not settings.init_from:
+            raise UsageError("--keep-optimizer needs --init-from RUN/last")
+        lora = {"lora_alpha", "lora_target", "lora_also", "export_adapter"}
+        if self.lora.lora_rank is None and given & lora and folders.resume is None:
+            raise UsageError("adapters need --lora-rank, such as --lora-rank 16")
+        if self.lora.lora_rank is not None and not settings.init_from:
+            raise UsageError("--lora-rank adapts a trained model; give one with --init-from")
+
+    def new(self) -> Settings:
+        """The settings of a new run."""
+        config = self.shape.config(self.settings).to_dict()
+        return dataclasses.replace(self.settings, config=config, lora=self.lora.settings())
+
+    def changes(self) -> dict[str, Any]:
+        """What a run that is resumed changes."""
+        return {n: getattr(self.settings, n) for n in self.given & {f.name for f in dataclasses.fields(Settings)}
+                if n != "config"}  # fmt: skip
 
 
 def train(
     context: typer.Context,
-    fasta: Annotated[
-        list[str] | None, Option(help="Training FASTA: paths, folders or quoted globs, plain or gzip; repeatable.")
-    ] = None,
-    valid: Annotated[list[str] | None, Option(help="Held-out FASTA; also kept out of --fasta's matches.")] = None,
-    hold_out: Annotated[
-        list[str] | None, Option(metavar="NAME", help="A sequence to hold out, by name or pattern; repeatable.")
-    ] = None,
-    hold_out_bed: Annotated[list[str] | None, Option(metavar="BED", help="Regions to hold out; repeatable.")] = None,
-    only_bed: Annotated[list[str] | None, Option(metavar="BED", help="Train on these regions only.")] = None,
-    pack: Annotated[
-        bool, Option("--pack", help="Sequences one after another, end-of-document between, instead of padding.")
-    ] = False,
-    tag_dropout: Annotated[float, Option(min=0, max=1, help="Probability to leave out a rank of a |tag|.")] = 0.0,
-    skip_bad: Annotated[
-        bool, Option("--skip-bad", help="Leave out files and records that cannot be used, and say how many.")
-    ] = False,
-    store: Annotated[
-        str | None, Option(metavar="DIR", help="Where prepared data are kept.", show_default="~/.cache/evo2/stores")
-    ] = None,
-    prepare: Annotated[bool, Option("--prepare", help="Read and check the data into the store, and stop.")] = False,
-    estimate: Annotated[
-        bool, Option("--estimate", help="Print what --processes would take, and stop.", show_default=False)
-    ] = False,
-    n_processes: Annotated[int, Option("--processes", min=1, help="For --estimate: how many there will be.")] = 1,
-    config: Annotated[
-        Path | None,
-        Option(
-            metavar="TOML",
-            help="Options by name, in a file; those on the command line win.",
-            is_eager=True,
-            callback=_from_toml,
-        ),
-    ] = None,
-    out: Annotated[Path | None, Option("--out", "-o", help="Folder of the run.")] = None,
-    resume: Annotated[
-        Path | None, Option(help="Continue the run in this folder; other options given change it.")
-    ] = None,
-    stop_at: Annotated[int | None, Option(min=1, help="End after this step, as if interrupted there.")] = None,
-    preset: Annotated[str, Option(help="Shape of the model: prok-mini, 50m, evo2_1b_base, ...")] = "prok-mini",
-    layout: Annotated[
-        str | None, Option(help="Another layout for the preset, one letter a layer, e.g. SDHSDH*SDH.")
-    ] = None,
-    init_from: Annotated[
-        str | None, Option(metavar="NAME|PATH", help="Begin from this model, or a run's last/, instead of a preset.")
-    ] = None,
-    init_config: Annotated[
-        str | None, Option(metavar="YAML", help="The configuration of a published .pt file for --init-from.")
-    ] = None,
-    keep_optimizer: Annotated[
-        bool, Option("--keep-optimizer", help="Take the optimizer's state along from --init-from RUN/last.")
-    ] = False,
-    rotary_base: Annotated[float | None, Option(help="Another base of the rotary positions.")] = None,
-    rotary_scale: Annotated[
-        float | None, Option(help="Positions are divided by this (position interpolation).")
-    ] = None,
-    lora_rank: Annotated[int | None, Option(min=1, help="Train low-rank adapters of this rank, not weights.")] = None,
-    lora_alpha: Annotated[
-        float | None, Option(help="Scale of the adapters, times the rank.", show_default="the rank")
-    ] = None,
-    lora_target: Annotated[
-        list[str] | None,
-        Option(metavar="GLOB", help="Linear layers to adapt; repeatable.", show_default="projections and MLPs"),
-    ] = None,
-    lora_also: Annotated[
-        list[str] | None, Option(metavar="KIND", help="Train biases, norms or filters too; repeatable.")
-    ] = None,
-    steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 3000,
-    batch_size: Annotated[int, Option(min=1, help="Windows in a step, of all processes together.")] = 8,
-    accumulate: Annotated[int, Option(min=1, help="Parts in which a process runs its windows of a step.")] = 1,
-    seq_len: Annotated[int, Option(min=2, help="Bases in a window.")] = 1024,
-    optimizer: Annotated[
-        str, Option(help="adamw, or muon: for the matrices of linear layers, beside adamw for the rest.")
-    ] = "adamw",
-    lr: Annotated[float, Option(help="Peak learning rate.")] = 3e-3,
-    warmup: Annotated[int, Option(min=0, help="Steps of linear warm-up.")] = 200,
-    schedule: Annotated[str, Option(help="cosine, or wsd: a plateau with a decay at the end.")] = "cosine",
-    final_fraction: Annotated[float, Option(help="Last learning rate as a fraction of the peak.")] = 0.1,
-    decay_steps: Annotated[int, Option(min=1, help="Length of wsd's final decay in steps.")] = 1000,
-    weight_decay: Annotated[float, Option(help="Of linear weights.")] = 0.1,
-    clip: Annotated[float, Option(help="Largest gradient norm.")] = 1.0,
-    spike: Annotated[
-        float, Option(min=0, help="Stop when a loss is this many bits per base above the usual; 0: never.")
-    ] = 1.0,
-    seed: Annotated[int, Option(help="Of the initial weights and of the windows drawn.")] = 0,
-    precision: Annotated[str, Option(help="auto, float32, or bfloat16 products with float32 master weights.")] = "auto",
-    recompute: Annotated[
-        bool, Option("--recompute", help="Keep only the blocks' inputs, and run blocks again backwards: less memory.")
-    ] = False,
-    parallel: Annotated[str, Option(help="Under torchrun: ddp, or fsdp to shard the model.")] = "ddp",
-    cp: Annotated[int, Option(min=1, help="Under torchrun: so many processes share each sequence.")] = 1,
-    cp_layout: CpLayout = None,
-    cp_fir: CpFir = None,
-    cp_li: CpLi = None,
-    cp_attention: CpAttention = None,
-    reshard: Annotated[bool, Option(help="fsdp: give a block's weights back after its forward pass.")] = True,
-    valid_every: Annotated[int, Option(min=1, help="Steps between validations.")] = 250,
-    valid_windows: Annotated[int, Option(min=1, help="Windows of each held-out file used in a validation.")] = 64,
-    save_every: Annotated[int, Option(min=1, help="Steps between checkpoints.")] = 250,
-    log_every: Annotated[int, Option(min=1, help="Steps between progress lines.")] = 10,
-    tensorboard: Annotated[bool, Option("--tensorboard", help="Also log to RUN/tensorboard.")] = False,
-    export_to: Annotated[
-        Path | None, Option("--export", help="Also write the final model here, dense weights in bfloat16.")
-    ] = None,
-    export_adapter: Annotated[Path | None, Option(help="Also write what --lora-rank trained alone here.")] = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    settings: Settings,
+    folders: FolderOptions,
+    shape: ShapeOptions,
+    lora: LoraOptions,
+    devices: DeviceOptions,
+    parallel: ParallelOptions,
 ) -> None:
-    """Train a model on FASTA files; prints bits per base as it goes.
+    """Train a model on FASTA files, or fine-tune one.
 
-    Ctrl-C (or SIGTERM) writes a checkpoint and ends; `evo2 train --resume RUN` goes on where it stopped, exactly.
-    Under torchrun the processes share the work: torchrun --nproc-per-node 8 -m evo2cli train ...
+    Prints bits per base as it goes. Ctrl-C (or SIGTERM) writes a checkpoint and ends; `evo2 train --resume RUN`
+    continues exactly where it stopped. Under torchrun the processes share the work.
     """
-    import sys
-
     import torch
 
-    from evo2cli.distributed import Split, World, connected
-    from evo2cli.models.open import resolve_device
-
-    if threads:
-        torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # decayed filter taps become denormal, and denormals are slow
-    values, given = _values(context)
-    _check(values, given)
-    if prepare:
-        _prepare(values)
-        return
-    if estimate:
-        _estimate(values)
-        return
-    folder = resume or out or Path("runs") / preset
-    world = World.here(cp)
-    place = resolve_device(world.device(device))
-    remedy = f"continue from the last checkpoint with: evo2 train --resume {folder}"
-    with connected(world, place, remedy=remedy), progress_bar("training", "") as bar:
-        board = _board(folder / "tensorboard") if tensorboard and world.rank == 0 else None
-        options = {
-            "device": place,
-            "board": board,
-            "note": log.info,
-            "world": world,
-            "split": Split(cp_layout, cp_fir, cp_li, cp_attention),
-            "report": _reporter(bar, sys.stderr.isatty()),
-        }
-        run = _begin(values, given, options)
-        if not run.train(stop_at):
-            run.note(f"stopped at step {run.step} of {run.settings.steps}; "
-                     f"go on with: evo2 train --resume {run.folder}")  # fmt: skip
-            return
-        _write_exports(run, export_to, export_adapter)
-        run.note(f"done: {run.folder / 'last'}")
-
-
-def _values(context: typer.Context) -> tuple[dict[str, Any], set[str]]:
-    """All options, and the names of those that the command line or the TOML file gives."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
-    return context.params, {name for name, s in sources.items() if s and s.name in ("COMMANDLINE", "DEFAULT_MAP")}
+    given = {name for name, s in sources.items() if s and s.name in ("COMMANDLINE", "DEFAULT_MAP")}
+    asked = Asked(settings, folders, shape, lora, given)
+    asked.check()
+    if folders.prepare:
+        _prepare(settings)
+        return
+    if folders.estimate:
+        _estimate(asked.new(), folders.processes, parallel.cp)
+        return
+    torch.set_flush_denormal(True)  # decayed filter taps become denormal, and denormals are slow
+    world = World.here(parallel.cp)
+    device = devices.resolve(world)
+    remedy = f"continue from the last checkpoint with: evo2 train --resume {asked.folder}"
+    with connected(world, device, remedy=remedy), progress_bar("training", "") as bar:
+        board = _board(asked.folder / "tensorboard") if folders.tensorboard and world.rank == 0 else None
+        run = _begin(
+            asked, device=device, board=board, note=log.info, world=world, split=parallel.split,
+            report=_reporter(bar, sys.stderr.isatty()),
+        )  # fmt: skip
+        finished = run.train(folders.stop_at)
+        if finished:
+            _write_exports(run, folders.export, folders.export_adapter)
+            run.note(f"done: {run.folder / 'last'}")
+        else:
+            run.note(f"stopped at step {run.step} of {run.settings.steps}; "
+                     f"continue with: evo2 train --resume {run.folder}")  # fmt: skip
+    if run.signal is not None:
+        raise typer.Exit(128 + run.signal)
 
 
-def _check(values: dict[str, Any], given: set[str]) -> None:
-    """UsageError for options that do not exist in each other's company."""
-    from evo2cli.errors import UsageError
-    from evo2cli.training.optimization import OPTIMIZERS, SCHEDULES
-    from evo2cli.training.parallel import STRATEGIES
-
-    choices = {"schedule": SCHEDULES, "optimizer": OPTIMIZERS, "parallel": STRATEGIES,
-               "precision": ("auto", "float32", "bfloat16")}  # fmt: skip
-    for name, known in choices.items():
-        if values[name] not in known:
-            raise UsageError(f"--{name} {values[name]} is not known; use {' or '.join(known)}")
-    if values["resume"] is not None:
-        fixed = sorted(given & set(FIXED))
-        if fixed:
-            raise UsageError(
-                f"--resume takes data, model and folder from the run; leave --{fixed[0].replace('_', '-')} out"
-            )
-    elif not values["fasta"]:
-        raise UsageError("give training data with --fasta, or a run to continue with --resume")
-    if values["init_from"] and given & {"preset", "layout"}:
-        raise UsageError("--init-from brings its own shape; leave --preset and --layout out")
-    if values["keep_optimizer"] and not values["init_from"]:
-        raise UsageError("--keep-optimizer goes with --init-from RUN/last")
-    lora = {"lora_alpha", "lora_target", "lora_also", "export_adapter"}
-    if values["lora_rank"] is None and given & lora and values["resume"] is None:
-        raise UsageError("adapters need --lora-rank, such as --lora-rank 16")
-    if values["lora_rank"] is not None and not values["init_from"]:
-        raise UsageError("--lora-rank adapts a trained model; give it with --init-from")
-
-
-def _settings(values: dict[str, Any]) -> Settings:
-    """The settings of a new run."""
-    import dataclasses
-
-    from evo2cli.training.settings import Settings
-    from stripedhyena2.layers.lora import DEFAULT_TARGETS
-
-    names = {f.name for f in dataclasses.fields(Settings)}
-    own = {name: value for name, value in values.items() if name in names and name != "config"}
-    for name in ("fasta", "valid", "hold_out", "hold_out_bed", "only_bed"):
-        own[name] = list(own[name] or [])
-    lora = None
-    if values["lora_rank"] is not None:
-        lora = {
-            "rank": values["lora_rank"],
-            "alpha": values["lora_alpha"] or values["lora_rank"],
-            "targets": list(values["lora_target"] or DEFAULT_TARGETS),
-            "also": list(values["lora_also"] or []),
-        }
-    return Settings(config=_config(values).to_dict(), lora=lora, **own)
-
-
-def _config(values: dict[str, Any]) -> Config:
-    """The shape of a new run's model, its context as long as its windows."""
-    import dataclasses
-
-    from stripedhyena2 import preset
-
-    if values["init_from"] is None:
-        config = preset(values["preset"])
-    else:
-        from evo2cli.models.open import checkpoint_of
-
-        config = checkpoint_of(values["init_from"], values["init_config"]).config
-    changes = {
-        "layout": values["layout"] or config.layout,
-        "context": values["seq_len"],
-        "rotary_base": values["rotary_base"] or config.rotary_base,
-        "rotary_scale": values["rotary_scale"] or config.rotary_scale,
-    }
-    return dataclasses.replace(config, **changes)
-
-
-def _begin(values: dict[str, Any], given: set[str], options: dict[str, Any]) -> Run:
+def _begin(asked: Asked, **options: Any) -> Run:
     """The run that the options start or continue."""
-    import dataclasses
-
     from evo2cli.training.folder import require_new
     from evo2cli.training.run import Run
-    from evo2cli.training.settings import Settings
 
-    note = options["note"] if options["world"].rank == 0 else lambda line: None
-    if values["resume"] is not None:
-        names = {f.name for f in dataclasses.fields(Settings)}
-        run = Run.resume(values["resume"], {n: values[n] for n in given & names - {"config"}}, **options)
-        note(f"resumed {values['resume']} at step {run.step} of {run.settings.steps}")
+    note = log.info if options["world"].rank == 0 else log.debug
+    resume = asked.folders.resume
+    if resume is not None:
+        run = Run.resume(resume, asked.changes(), **options)
+        note(f"resumed {resume} at step {run.step} of {run.settings.steps}")
     else:
-        folder = values["out"] or Path("runs") / values["preset"]
-        require_new(folder)
-        run = Run(folder, _settings(values), **options)
+        require_new(asked.folder)
+        run = Run(asked.folder, asked.new(), **options)
     n = sum(p.numel() for p in run.model.parameters())
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     of_them = "" if trained == n else f", {trained:,} of them trained"
@@ -299,8 +280,6 @@ def _begin(values: dict[str, Any], given: set[str], options: dict[str, Any]) -> 
 
 
 def _board(folder: Path) -> SummaryWriter:
-    from evo2cli.errors import UserError
-
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as e:
@@ -308,20 +287,20 @@ def _board(folder: Path) -> SummaryWriter:
     return SummaryWriter(str(folder))
 
 
-def _prepare(values: dict[str, Any]) -> None:
+def _prepare(settings: Settings) -> None:
     from evo2cli.training.data import Corpus, find_files
     from evo2cli.training.store import default_folder
 
-    stores = Path(values["store"]) if values["store"] else default_folder()
-    files = find_files([*values["fasta"], *(values["valid"] or [])])
-    corpus, _ = Corpus.open(files, stores, skip_bad=values["skip_bad"], note=log.info)
+    stores = Path(settings.store) if settings.store else default_folder()
+    files = find_files([*settings.fasta, *settings.valid])
+    corpus, _ = Corpus.open(files, stores, skip_bad=settings.skip_bad, note=log.info)
     log.info("%d files, %d sequences, %s bases in %s", len(files), len(corpus.names), f"{corpus.n_bases:,}", stores)
 
 
-def _estimate(values: dict[str, Any]) -> None:
+def _estimate(settings: Settings, processes: int, cp: int) -> None:
     from evo2cli.training.estimate import estimate
 
-    e = estimate(_settings(values), values["n_processes"], values["cp"])
+    e = estimate(settings, processes, cp)
     giga = [f"{name} {n / 2**30:.2f}" for name, n in (("weights", e.weights), ("gradients", e.gradients),
             ("optimizer", e.optimizer), ("activations", e.activations))]  # fmt: skip
     print(f"parameters\t{e.parameters:,}, {e.trained:,} of them trained")
@@ -331,8 +310,6 @@ def _estimate(values: dict[str, Any]) -> None:
 
 
 def _write_exports(run: Run, model: Path | None, adapter: Path | None) -> None:
-    import sys
-
     import torch
 
     from evo2cli.training.run import export

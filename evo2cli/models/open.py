@@ -35,6 +35,7 @@ def open_model(
     name: str | None,
     *,
     config: str | None = None,
+    adapter: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     fp8: fp8_module.Mode = "auto",
@@ -45,6 +46,7 @@ def open_model(
     None is the bundled default, which says so on standard error. A path wins over a name.
 
     Args:
+        adapter: the folder of low-rank adapters to merge into the weights.
         device: auto, one device, or several with commas between, which share the layers.
         fp8: how the input projections of Hyena mixers are multiplied; auto: in FP8 where the model needs it.
         quantize: int8 holds the dense weights in one byte each.
@@ -58,10 +60,14 @@ def open_model(
         log.info("%s", _NOTE)
         name = DEFAULT_MODEL
     checkpoint = checkpoint_of(name, config)
+    if adapter is not None:
+        checkpoint = merge_adapter(checkpoint, adapter)
     for remark in checkpoint.remarks:
         log.warning("%s", remark)
     places = resolve_devices(device, checkpoint.config, dtype)
     kind = resolve_dtype(dtype, places[0])
+    files, parameters = ", ".join(map(str, checkpoint.files)), f"{checkpoint.n_parameters:,}"
+    log.debug("%s (%s): %s parameters, %s on %s", files, checkpoint.format, parameters, kind, ", ".join(map(str, places)))
     return build(checkpoint, places, kind, _rounding(checkpoint, places, fp8, quantize))
 
 

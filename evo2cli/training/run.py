@@ -103,6 +103,7 @@ class Run:
         )
         self.step, self.best = 0, math.inf
         self.best_step: int | None = None
+        self.signal: int | None = None
         self.recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
         self.model = trainable(settings).to(device)
         if self.precision == torch.bfloat16:
@@ -175,13 +176,18 @@ class Run:
         return run
 
     def train(self, stop_at: int | None = None) -> bool:
-        """Run to the last step; False when a signal or `stop_at` ended it early. Either way it is saved."""
+        """Run to the last step; False when `stop_at` or a signal, then kept as `signal`, ended it early.
+
+        Either way it is saved.
+        """
         end = min(self.settings.steps, stop_at or self.settings.steps)
         with self._folder_held(), _signals() as signals:
             self._run_steps(end, signals)
             self.save()
             self.checkpoints.wait()
-        return self.step == self.settings.steps
+        finished = self.step == self.settings.steps
+        self.signal = signals[0] if signals and not finished else None
+        return finished
 
     @contextlib.contextmanager
     def _folder_held(self) -> Iterator[None]:
