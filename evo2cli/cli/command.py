@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -22,6 +22,7 @@ from typer.models import OptionInfo, ParameterInfo
 from evo2cli.cli.options import LOGGING, PANELS, LogOptions
 from evo2cli.console import log
 from evo2cli.distributed import Sharing, World
+from evo2cli.errors import UsageError
 
 Function = Callable[..., Any]
 
@@ -87,7 +88,13 @@ class _Command(TyperCommand):
             if new := self.renamed.get(old):
                 log.warning("%s is now called %s; the old name will be removed in the next release", old, new)
                 args[i] = new + equals + value
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            raise _plain_error(error) from None
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels = defaultdict(list)
@@ -109,11 +116,35 @@ class _Command(TyperCommand):
 def _plain(parameter: Any, name: str, text: str) -> tuple[str, str]:
     """A line of help without what Typer puts into it for programmers: names of types, brackets, inequalities."""
     if parameter.param_type_name == "argument":
-        name = parameter.metavar
+        name, text = parameter.metavar, text.replace("[required]", "").rstrip()
     name = re.sub(r"<(.*)>", r"\1", name)
     text = re.sub(r"default: \((.*?)\)(?=[;\]])", r"default: \1", text)
     text = re.sub(r"([^ \[]+)<=x<=([^ \]]+)", r"\1 to \2", text)
     return name, re.sub(r"x>=([^ \]]+)", r"at least \1", text)
+
+
+def _plain_error(error: Exception) -> Exception:
+    """A value of the wrong kind said in our words; other errors as they are."""
+    parameter, cause = getattr(error, "param", None), error.__cause__
+    if parameter is None or cause is None:
+        return error
+    faults = cause.errors() if hasattr(cause, "errors") else []
+    given = str(faults[0]["input"]) if faults else str(cause)
+    expected = _expected(parameter.type_descriptor.annotation, parameter.min, parameter.max)
+    return UsageError(f"{parameter.opts[-1]}: expected {expected}, got {given}")
+
+
+def _expected(kind: Any, least: float | None, most: float | None) -> str:
+    choices = [value for part in (kind, *get_args(kind)) if get_origin(part) is Literal for value in get_args(part)]
+    if choices:
+        return "one of " + ", ".join(map(str, choices))
+    whole = int in (kind, *get_args(kind))
+    if whole and least == 1 and most is None:
+        return "a positive integer"
+    noun = "an integer" if whole else "a number"
+    if most is not None:
+        return f"{noun} from {least} to {most}"
+    return noun if least is None else f"{noun} of at least {least}"
 
 
 def _expanded(function: Function) -> Iterator[inspect.Parameter]:
@@ -135,10 +166,9 @@ def _collected(function: Function, values: dict[str, Any]) -> dict[str, Any]:
     hints = get_type_hints(function, include_extras=True)
     arguments = {}
     for name in inspect.signature(function).parameters:
-        kind = hints[name]
-        arguments[name] = (
-            kind(**{field.name: values[field.name] for field in _options(kind)}) if is_dataclass(kind) else values[name]
-        )
+        kind: Any = hints[name]
+        fields_of = _options(kind) if is_dataclass(kind) else None
+        arguments[name] = values[name] if fields_of is None else kind(**{f.name: values[f.name] for f in fields_of})
     return arguments
 
 

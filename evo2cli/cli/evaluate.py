@@ -32,7 +32,7 @@ app = typer.Typer(
 )
 def bits(
     sequences: Annotated[
-        list[str], Argument(metavar="FASTA...", help="Files, folders or quoted globs.", rich_help_panel=INPUT)
+        list[str], Argument(metavar="FASTA", help="Files, folders or quoted globs.", rich_help_panel=INPUT)
     ],
     models: ModelOptions,
     window: Annotated[

@@ -76,9 +76,10 @@ class PromptOptions:
         given = [
             Record(f"prompt{i}", encode_nucleotides(p, f"--prompt {i}")) for i, p in enumerate(self.prompt or [], 1)
         ]
-        records = given + (read_prompts(self.prompt_file or "-") if self.prompt_file is not None or not given else [])
+        file = self.prompt_file or (None if given else "-")
+        records = [*given, *(read_prompts(file) if file else [])]
         if not records:
-            raise UserError(f"no prompts in {self.prompt_file or 'standard input'}; give at least one")
+            raise UserError(f"no prompts in {'standard input' if file == '-' else file}; give at least one")
         if self.tag is not None:
             records = [Record(r.name, _tag(self.tag) + r.tokens) for r in records]
         empty = next((r.name for r in records if not r.tokens), None)

@@ -26,7 +26,7 @@ app = typer.Typer(name="lab", help="Compare layouts under identical conditions."
 Layouts = Annotated[
     list[str],
     Argument(
-        metavar="LAYOUT...",
+        metavar="LAYOUT",
         help="Letters, repeated to --layers: SDH*, P, ...; with /S behind, Hyena-SE instead of feed-forward layers.",
         rich_help_panel=MODEL,
     ),
@@ -73,7 +73,7 @@ class TasksOptions:
     seed: Seed = 0
     task: Annotated[
         list[str] | None,
-        Option("--task", help="Train on this task only; repeatable.", show_default="all", rich_help_panel=INPUT),
+        Option(metavar="NAME", help="Train on this task only; repeatable.", show_default="all", rich_help_panel=INPUT),
     ] = None
 
 

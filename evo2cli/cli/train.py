@@ -14,7 +14,6 @@ from typer import Option
 from evo2cli.cli.command import option_names
 from evo2cli.cli.options import ADAPTERS, EXPERT, INPUT, MODEL, OUTPUT, TRAINING, DeviceOptions, ParallelOptions
 from evo2cli.console import log, progress_bar
-from evo2cli.distributed import World, connected
 from evo2cli.errors import UsageError, UserError
 from evo2cli.training.settings import Settings, read_toml
 
@@ -226,6 +225,8 @@ def train(
     continues exactly where it stopped. Under torchrun the processes share the work.
     """
     import torch
+
+    from evo2cli.distributed import World, connected
 
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {name for name, s in sources.items() if s and s.name in ("COMMANDLINE", "DEFAULT_MAP")}

@@ -16,6 +16,7 @@ from stripedhyena2.checkpoints import Checkpoint, Replace, build, open_checkpoin
 from stripedhyena2.checkpoints.torch_file import files_of
 from stripedhyena2.layers import fp8 as fp8_module
 from stripedhyena2.layers import int8
+from stripedhyena2.layers.lora import merge_adapter
 from stripedhyena2.model import skeleton
 
 DEFAULT_MODEL = "prok-mini"
@@ -67,7 +68,9 @@ def open_model(
     places = resolve_devices(device, checkpoint.config, dtype)
     kind = resolve_dtype(dtype, places[0])
     files, parameters = ", ".join(map(str, checkpoint.files)), f"{checkpoint.n_parameters:,}"
-    log.debug("%s (%s): %s parameters, %s on %s", files, checkpoint.format, parameters, kind, ", ".join(map(str, places)))
+    log.debug(
+        "%s (%s): %s parameters, %s on %s", files, checkpoint.format, parameters, kind, ", ".join(map(str, places))
+    )
     return build(checkpoint, places, kind, _rounding(checkpoint, places, fp8, quantize))
 
 

@@ -291,7 +291,7 @@ def test_a_failure_leaves_what_was_there(run, tmp_path):
 
 
 def test_windows_and_precision_on_the_command_line(run, fasta, net):
-    run(fasta, "--layer", 3, "-o", "whole.npz", "--dtype-out", "float16")
+    run(fasta, "--layer", 3, "-o", "whole.npz", "--output-dtype", "float16")
     run(fasta, "--layer", 3, "-o", "stream.npz", "--window", 0)
     run(fasta, "--layer", 3, "-o", "windows.npz", "--window", 40, "--overlap", 10)
     whole, stream, windows = (np.load(f"{name}.npz")["blocks.3"] for name in ("whole", "stream", "windows"))

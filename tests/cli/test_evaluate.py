@@ -108,7 +108,7 @@ def test_bits_command(monkeypatch, capfd, tmp_path):
     again, other = -math.log2(0.5 + 0.5 / 512), 10.0  # bits of the base before, and of another
     for options, windows, expected in (
         (["--window", "64"], 9, (64 * again + 499 * other) / 563),
-        (["--window", "64", "--most", "1"], 1, again),
+        (["--window", "64", "--max-windows", "1"], 1, again),
         ([], 2, (64 * again + 499 * other) / 563),
     ):
         assert main(["evaluate", "bits", str(path), *options]) == 0

@@ -84,7 +84,7 @@ def test_stop_and_greedy(generate):
     [
         (["-p", ""], 1, "prompt prompt1 is empty"),
         (["-p", "ACGÜ"], 1, "--prompt 1 has a byte that is not ASCII at position 4"),
-        (["-p", "A", "--tag", "bacteria"], 2, "is no taxonomy"),
+        (["-p", "A", "--tag", "bacteria"], 2, "expected a taxonomy such as d__Bacteria"),
         (["-p", "A", "--top-p", "0"], 2, "--top-p"),
         (["-p", "A", "--alphabet", ""], 2, "--alphabet"),
         (["--prompt-file", "nowhere.fa"], 1, "nowhere.fa: no such file"),
@@ -116,4 +116,4 @@ def test_rna_is_run_as_it_is_and_said(generate, capfdbinary, folder):
 
 def test_a_file_without_prompts(generate, tmp_path):
     (tmp_path / "p.txt").write_text("\n\n")
-    assert "has no prompts" in generate("--prompt-file", tmp_path / "p.txt", code=1)
+    assert "no prompts in" in generate("--prompt-file", tmp_path / "p.txt", code=1)

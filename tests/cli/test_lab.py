@@ -221,7 +221,7 @@ def fasta(tmp_path):
 
 def lab(fasta, *more):
     command = ["lab", "genomes", "S*", "P/S", "--fasta", f"{fasta}/*.fa", "--valid", str(fasta / "valid.fa")]
-    command += ["--parameters", "60000", "--width", "32", "--layers", "2", "--batch-size", "1", "--seq-len", "64"]
+    command += ["--parameters", "60000", "--width", "32", "--layers", "2", "--batch-size", "1", "--window", "64"]
     return main([*command, "--steps", "4", "--points", "2", "-o", str(fasta / "out"), "--device", "cpu", *more])
 
 

@@ -89,10 +89,10 @@ def test_a_state_is_for_its_model_and_precision(generate, tmp_path):
 
 def test_wrong_requests(generate, folder, tmp_path):
     state = tmp_path / "state"
-    assert "not after 2; give one" in generate("-p", "A", "-p", "C", "--save-state", state, code=2)
+    assert "after one prompt, got 2; give one" in generate("-p", "A", "-p", "C", "--save-state", state, code=2)
     assert not state.exists()
     assert "cannot read the state" in generate("--state", state, code=1)
     assert "is no state of evo2" in generate("--state", folder / "m0" / "model.safetensors", code=1)
     generate("-p", "A", "--save-state", state, "-n", 0)
-    assert "--tag belongs in front" in generate("--state", state, "--tag", "d__Bacteria", code=2)
+    assert "--tag belongs before" in generate("--state", state, "--tag", "d__Bacteria", code=2)
     assert "prompt prompt1 is empty" in generate("--state", state, "-p", "", code=1)

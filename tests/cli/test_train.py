@@ -275,7 +275,7 @@ def evo2(*args, **kwargs):
 
 def test_command_stops_on_sigterm_and_resumes(fasta, tmp_path):
     settings_for(fasta)
-    command = evo2("train", "--fasta", fasta, "--out", tmp_path / "run", "--layout", "S", "--seq-len", 32,
+    command = evo2("train", "--fasta", fasta, "--output", tmp_path / "run", "--layout", "S", "--window", 32,
                    "--steps", 100000, "--log-every", 5, "--threads", 1, "--device", "cpu")  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     assert process.stderr is not None
@@ -284,8 +284,8 @@ def test_command_stops_on_sigterm_and_resumes(fasta, tmp_path):
             process.send_signal(signal.SIGTERM)
             break
     rest = process.stderr.read()
-    assert process.wait(timeout=120) == 0
-    assert f"go on with: evo2 train --resume {tmp_path / 'run'}" in rest
+    assert process.wait(timeout=120) == 143
+    assert f"continue with: evo2 train --resume {tmp_path / 'run'}" in rest
     step = int(rest.rpartition("stopped at step ")[2].split()[0])
     more = evo2("train", "--resume", tmp_path / "run", "--steps", step + 2, "--export", tmp_path / "m")
     done = subprocess.run(more, capture_output=True, text=True, check=False)
@@ -318,5 +318,5 @@ def test_wrong_usage_exits_with_2(fasta, tmp_path, capsys):
 
 def test_refuses_to_write_over_a_run(fasta, tmp_path, capsys):
     start(tmp_path, settings_for(fasta, steps=1)).train()
-    assert main(["train", "--fasta", str(fasta), "--out", str(tmp_path)]) == 2
+    assert main(["train", "--fasta", str(fasta), "--output", str(tmp_path)]) == 2
     assert "holds a run" in capsys.readouterr().err

@@ -71,12 +71,12 @@ def assert_same(a, b):
 
 @pytest.fixture
 def alone(config, tmp_path):
-    assert main(["train", "--config", str(config), "--out", str(tmp_path / "alone")]) == 0
+    assert main(["train", "--config", str(config), "--output", str(tmp_path / "alone")]) == 0
     return tmp_path / "alone"
 
 
 def test_two_processes_train_as_one_does_and_one_goes_on(config, alone, tmp_path):
-    said = torchrun(2, "train", "--config", config, "--out", tmp_path / "two", "--stop-at", 2)
+    said = torchrun(2, "train", "--config", config, "--output", tmp_path / "two", "--stop-at", 2)
     assert said.count("step 1 ") == 1
     assert "on cpu x 2" in said
     assert main(["train", "--resume", str(tmp_path / "two"), "--device", "cpu"]) == 0
@@ -97,29 +97,29 @@ def test_two_processes_train_as_one_does_and_one_goes_on(config, alone, tmp_path
 )
 def test_processes_train_as_one_does_and_others_go_on(config, alone, tmp_path, first, second):
     run = tmp_path / "run"
-    torchrun(first[0], "train", "--config", config, "--out", run, "--stop-at", 2, *first[1:])
+    torchrun(first[0], "train", "--config", config, "--output", run, "--stop-at", 2, *first[1:])
     torchrun(second[0], "train", "--resume", run, *second[1:])
     assert_same(run, alone)
 
 
 @pytest.mark.slow
 def test_muon_over_sharded_matrices(config, tmp_path):
-    assert main(["train", "--config", str(config), "--optimizer", "muon", "--out", str(tmp_path / "alone")]) == 0
-    torchrun(2, "train", "--config", config, "--optimizer", "muon", "--parallel", "fsdp", "--out", tmp_path / "run")
+    assert main(["train", "--config", str(config), "--optimizer", "muon", "--output", str(tmp_path / "alone")]) == 0
+    torchrun(2, "train", "--config", config, "--optimizer", "muon", "--parallel", "fsdp", "--output", tmp_path / "run")
     assert_same(tmp_path / "run", tmp_path / "alone")
 
 
 @pytest.mark.slow
 def test_a_long_sequence_over_four_processes_takes_less_than_half_the_memory_of_each(config, tmp_path):
-    long = ["--preset", "prok-mini", "--layout", "SDHSDH*SDH", "--seq-len", "16384", "--batch-size", "1",
+    long = ["--preset", "prok-mini", "--layout", "SDHSDH*SDH", "--window", "16384", "--batch-size", "1",
             "--steps", "20", "--save-every", "20", "--valid-every", "20", "--valid-windows", "1"]  # fmt: skip
     fasta = tmp_path / "long.fa"
     bases = "".join(np.random.default_rng(0).choice(list("ACGT"), 60000))
     fasta.write_text(f">a\n{bases[:40000]}\n>held\n{bases[40000:]}\n")
     data = ["--config", config, "--fasta", fasta]
     alone, four = tmp_path / "alone", tmp_path / "four"
-    torchrun(1, "train", *data, *long, "--out", alone)
-    torchrun(4, "train", *data, *long, "--out", four, "--cp", 4)
+    torchrun(1, "train", *data, *long, "--output", alone)
+    torchrun(4, "train", *data, *long, "--output", four, "--cp", 4)
     one, many = ([json.loads(x) for x in (d / "log.jsonl").read_text().splitlines()] for d in (alone, four))
     losses = [[x["loss"] for x in lines if "loss" in x] for lines in (one, many)]
     assert len(losses[0]) == 20
@@ -130,7 +130,7 @@ def test_a_long_sequence_over_four_processes_takes_less_than_half_the_memory_of_
 
 def test_a_lost_process_ends_the_run_and_is_named(config, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "evo2cli"]
-    arguments = ["train", "--config", config, "--steps", "100000", "--cp", "2", "--out", tmp_path / "run"]
+    arguments = ["train", "--config", config, "--steps", "100000", "--cp", "2", "--output", tmp_path / "run"]
     with subprocess.Popen(list(map(str, [*command, *arguments])), stderr=subprocess.PIPE, text=True) as process:
         said = []
         for line in process.stderr:
@@ -149,7 +149,7 @@ def test_a_lost_process_ends_the_run_and_is_named(config, tmp_path):
 @pytest.mark.slow
 def test_sigterm_to_torchrun_saves(config, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "evo2cli"]
-    arguments = ["train", "--config", config, "--steps", "100000", "--out", tmp_path / "run"]
+    arguments = ["train", "--config", config, "--steps", "100000", "--output", tmp_path / "run"]
     process = subprocess.Popen(list(map(str, [*command, *arguments])), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:

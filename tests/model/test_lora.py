@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from stripedhyena2 import CheckpointError, Config, ConfigError, StripedHyena2
+from stripedhyena2 import CheckpointError, Config, ConfigError, StripedHyena2, save_model
+from stripedhyena2.checkpoints import build, open_checkpoint
 from stripedhyena2.initialization import new_model, prepare_for_training
-from stripedhyena2.layers.lora import adapter_tensors, add_lora, load_adapter, merged_tensors, save_adapter
+from stripedhyena2.layers.lora import adapter_tensors, add_lora, merge_adapter, merged_tensors, save_adapter
 
 TINY = Config(layout="SDH*", d_model=16, n_heads=2, d_mlp=24, se_groups=2, mr_groups=2, context=64)
 IDS = torch.randint(65, 85, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -64,13 +65,16 @@ def test_an_adapter_travels_alone(tmp_path):
     save_adapter(model, tmp_path / "adapter", about | {"base": "tiny"})
     size = sum(f.stat().st_size for f in (tmp_path / "adapter").iterdir())
     assert size < 4 * sum(t.numel() for t in adapter_tensors(model).values()) + 20_000
-    loaded = load_adapter(new_model(TINY, 0), tmp_path / "adapter")
-    assert torch.allclose(loaded(IDS), model(IDS), atol=1e-6)
-    other = new_model(Config(**(TINY.to_dict() | {"d_mlp": 32})), 0)
+    save_model(new_model(TINY, 0), tmp_path / "base")
+    base = open_checkpoint(tmp_path / "base")
+    loaded = build(merge_adapter(base, tmp_path / "adapter"))
+    assert torch.allclose(loaded(IDS), model(IDS), atol=1e-5)
+    assert loaded.source.checksum != build(base).source.checksum
+    save_model(new_model(Config(**(TINY.to_dict() | {"d_mlp": 32})), 0), tmp_path / "other")
     with pytest.raises(CheckpointError, match="adapter for another model"):
-        load_adapter(other, tmp_path / "adapter")
+        merge_adapter(open_checkpoint(tmp_path / "other"), tmp_path / "adapter")
     with pytest.raises(CheckpointError, match="holds no adapter"):
-        load_adapter(new_model(TINY, 0), tmp_path)
+        merge_adapter(base, tmp_path)
 
 
 def test_wrong_targets_are_said():

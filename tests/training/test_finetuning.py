@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from evo2cli.cli.app import main
+from evo2cli.models.open import open_model
 from evo2cli.training.checkpoints import training_state
 from stripedhyena2 import load_model
-from stripedhyena2.layers.lora import load_adapter
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def evo2(*arguments):
 
 
 def test_a_run_begins_with_the_weights_it_is_given(base, fasta, tmp_path):
-    options = ("--seq-len", 32, "--steps", 2, "--warmup", 0, "--log-every", 1, "--lr", 1e-9)
-    assert evo2("--fasta", fasta, "--init-from", base, "--out", tmp_path / "tuned", *options) == 0
+    options = ("--window", 32, "--steps", 2, "--warmup", 0, "--log-every", 1, "--lr", 1e-9)
+    assert evo2("--fasta", fasta, "--init-from", base, "--output", tmp_path / "tuned", *options) == 0
     before, after = load_model(base), load_model(tmp_path / "tuned" / "last")
     assert torch.allclose(before(IDS), after(IDS), atol=1e-5)
     assert after.config.context == 32
@@ -43,30 +43,30 @@ def test_a_run_begins_with_the_weights_it_is_given(base, fasta, tmp_path):
 @pytest.mark.parametrize("name", ["sdh-attn-d64", "evo2-like-d96"])
 def test_a_published_file_is_a_beginning(fasta, tmp_path, name):
     published = PUBLISHED / f"{name}.pt"
-    options = ("--seq-len", 32, "--steps", 1, "--batch-size", 2, "--warmup", 0, "--lr", 1e-9)
-    source = ("--init-from", published, "--init-config", published.with_suffix(".yml"))
-    assert evo2("--fasta", fasta, *source, "--out", tmp_path / "tuned", *options) == 0
+    options = ("--window", 32, "--steps", 1, "--batch-size", 2, "--warmup", 0, "--lr", 1e-9)
+    source = ("--init-from", published, "--model-config", published.with_suffix(".yml"))
+    assert evo2("--fasta", fasta, *source, "--output", tmp_path / "tuned", *options) == 0
     before = load_model(published, config=published.with_suffix(".yml"))
     assert torch.allclose(before(IDS), load_model(tmp_path / "tuned" / "last")(IDS), atol=1e-3)
 
 
 def test_a_beginning_brings_its_shape(base, fasta, tmp_path):
-    assert evo2("--fasta", fasta, "--init-from", base, "--preset", "50m", "--out", tmp_path / "x") == 2
+    assert evo2("--fasta", fasta, "--init-from", base, "--preset", "50m", "--output", tmp_path / "x") == 2
 
 
 def test_adapters_are_merged_on_export_and_written_alone(base, fasta, tmp_path):
-    options = ("--seq-len", 32, "--steps", 4, "--warmup", 0, "--lora-rank", 2, "--lora-also", "norms", "--lr", 0.01)
+    options = ("--window", 32, "--steps", 4, "--warmup", 0, "--lora-rank", 2, "--lora-also", "norms", "--lr", 0.01)
     out, merged, adapter = tmp_path / "tuned", tmp_path / "merged", tmp_path / "adapter"
     exports = ("--export", merged, "--export-adapter", adapter)
-    assert evo2("--fasta", fasta, "--init-from", base, "--out", out, *options, "--stop-at", 2) == 0
+    assert evo2("--fasta", fasta, "--init-from", base, "--output", out, *options, "--stop-at", 2) == 0
     assert evo2("--resume", out, *exports) == 0
     last = load_model(out / "last")
-    assert torch.allclose(load_adapter(load_model(base), adapter)(IDS), last(IDS), atol=1e-5)
+    assert torch.allclose(open_model(str(base), adapter=str(adapter), device="cpu")(IDS), last(IDS), atol=1e-5)
     assert torch.allclose(load_model(merged)(IDS), last(IDS), atol=0.1)  # bfloat16
     frozen = "blocks.1.mixer.h"
     assert torch.equal(last.get_parameter(frozen), load_model(base).get_parameter(frozen))
-    whole = ("--seq-len", 32, "--steps", 4, "--warmup", 0, "--lora-rank", 2, "--lora-also", "norms", "--lr", 0.01)
-    assert evo2("--fasta", fasta, "--init-from", base, "--out", tmp_path / "whole", *whole) == 0
+    whole = ("--window", 32, "--steps", 4, "--warmup", 0, "--lora-rank", 2, "--lora-also", "norms", "--lr", 0.01)
+    assert evo2("--fasta", fasta, "--init-from", base, "--output", tmp_path / "whole", *whole) == 0
     assert torch.equal(load_model(tmp_path / "whole" / "last")(IDS), last(IDS))
 
 
@@ -88,10 +88,10 @@ def test_a_longer_context_keeps_the_optimizer_or_drops_it(base, settings, start)
 
 def test_wrong_combinations(base, fasta, capsys):
     for options, message in (
-        (["--keep-optimizer"], "--keep-optimizer goes with --init-from"),
-        (["--lora-rank", 4], "give it with --init-from"),
+        (["--keep-optimizer"], "--keep-optimizer needs --init-from"),
+        (["--lora-rank", 4], "give one with --init-from"),
         (["--lora-alpha", 4], "adapters need --lora-rank"),
-        (["--init-from", base, "--layout", "S"], "brings its own shape"),
+        (["--init-from", base, "--layout", "S"], "has a shape of its own"),
     ):
         assert evo2("--fasta", fasta, *options) == 2
         assert message in capsys.readouterr().err

@@ -251,13 +251,13 @@ def test_killed_while_a_checkpoint_is_written(fasta, tmp_path, place):
         f'fasta = ["{fasta}"]\nlayout = "S"\nseq-len = 16\nbatch-size = 2\nsteps = 6\nsave-every = 2\nwarmup = 1\n'
         'log-every = 1\nthreads = 1\ndevice = "cpu"\n'
     )
-    command = [sys.executable, "-c", DYING, "4", place, "train", "--config", toml, "--out", tmp_path / "run"]
+    command = [sys.executable, "-c", DYING, "4", place, "train", "--config", toml, "--output", tmp_path / "run"]
     died = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False)
     assert died.returncode == -9, died.stderr
     assert linked_step(tmp_path / "run", "last") == 2
     assert main(["train", "--resume", str(tmp_path / "run"), "--device", "cpu"]) == 0
     if place == "weights":
-        assert main(["train", "--config", str(toml), "--out", str(tmp_path / "whole")]) == 0
+        assert main(["train", "--config", str(toml), "--output", str(tmp_path / "whole")]) == 0
         assert same_weights(tmp_path / "whole" / "last", tmp_path / "run" / "last")
     assert {p.name for p in (tmp_path / "run" / "steps").iterdir()} == {"4", "6"}
 
@@ -297,7 +297,7 @@ def test_options_in_a_file(fasta, tmp_path, capsys):
     toml = tmp_path / "c.toml"
     toml.write_text(f'fasta = ["{fasta}"]\nlayout = "S"\nseq-len = 32\nbatch_size = 2\nsteps = 5\nthreads = 1\n')
     out = str(tmp_path / "run")
-    assert main(["train", "--config", str(toml), "--steps", "2", "--out", out, "--device", "cpu"]) == 0
+    assert main(["train", "--config", str(toml), "--steps", "2", "--output", out, "--device", "cpu"]) == 0
     saved = json.loads(Path(out, "run.json").read_text())
     assert (saved["steps"], saved["seq_len"], saved["batch_size"]) == (2, 32, 2)
     for text, message in (
@@ -311,8 +311,8 @@ def test_options_in_a_file(fasta, tmp_path, capsys):
 
 
 def test_a_line_shows_what_is_promised(fasta, tmp_path, capsys):
-    arguments = ["--layout", "S", "--seq-len", "32", "--steps", "2", "--log-every", "1", "--device", "cpu"]
-    assert main(["train", "--fasta", str(fasta), "--out", str(tmp_path / "run"), *arguments]) == 0
+    arguments = ["--layout", "S", "--window", "32", "--steps", "2", "--log-every", "1", "--device", "cpu"]
+    assert main(["train", "--fasta", str(fasta), "--output", str(tmp_path / "run"), *arguments]) == 0
     line = next(line for line in capsys.readouterr().err.splitlines() if "step 2 " in line)
     for shown in ("loss", "bits/base", "lr", "grad", "tokens/s", "% of peak", "GiB", "left"):
         assert shown in line
@@ -378,5 +378,5 @@ def test_estimate(settings, fasta, capsys):
     assert sharded.weights == n  # 4 bytes over 4 processes
     assert sharded.activations < e.activations / 3
     assert estimate(settings(recompute=True), 1, 1).activations < e.activations / 2
-    assert main(["train", "--fasta", str(fasta), "--preset", "evo2_7b", "--estimate", "--seq-len", "64"]) == 0
+    assert main(["train", "--fasta", str(fasta), "--preset", "evo2_7b", "--estimate", "--window", "64"]) == 0
     assert "parameters\t6,581,722,880" in capsys.readouterr().out

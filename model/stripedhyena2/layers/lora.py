@@ -6,16 +6,19 @@ import fnmatch
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stripedhyena2.atomic import replacing, require_own
-from stripedhyena2.checkpoints import running_tensors
+from stripedhyena2.checkpoints import Checkpoint, running_tensors
+from stripedhyena2.checkpoints.lazy import LazyTensor, as_lazy
 from stripedhyena2.errors import CheckpointError, ConfigError
 from stripedhyena2.layers.linear import Linear
 from stripedhyena2.model import StripedHyena2
@@ -128,8 +131,8 @@ def save_adapter(model: nn.Module, path: str | Path, about: dict[str, Any]) -> N
         (staging / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
 
 
-def load_adapter(model: StripedHyena2, path: str | Path) -> StripedHyena2:
-    """Add the adapter in a folder to the model it was trained on, a model in its running form.
+def merge_adapter(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
+    """The checkpoint that an adapter was trained on, with the adapter in a folder merged into it.
 
     Raises:
         CheckpointError: the folder holds no adapter, or one of another model.
@@ -137,14 +140,22 @@ def load_adapter(model: StripedHyena2, path: str | Path) -> StripedHyena2:
     path = Path(path)
     try:
         about = json.loads((path / ABOUT).read_text())
-        tensors = load_file(path / ADAPTER)
-    except (OSError, ValueError) as e:
+        scale, base = about["alpha"] / about["rank"], about.get("base")
+        adapter = load_file(path / ADAPTER)
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, SafetensorError) as e:
         raise CheckpointError(f"{path} holds no adapter: {e}; give the folder that --export-adapter wrote") from e
-    add_lora(model, about["rank"], about["alpha"], targets=tuple(about["targets"]), also=tuple(about["also"]))
-    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if {n: p.shape for n, p in own.items()} != {n: t.shape for n, t in tensors.items()}:
-        raise CheckpointError(f"{path} is an adapter for another model ({about.get('base')}); use it with that one")
-    with torch.no_grad():
-        for name, p in own.items():
-            p.copy_(tensors[name])
-    return model
+    tensors = dict(checkpoint.tensors)
+    for name, value in adapter.items():
+        owner, _, last = name.rpartition(".")
+        if last == "lora_a":
+            name, value = f"{owner}.weight", scale * adapter[f"{owner}.lora_b"] @ value
+        elif last == "lora_b":
+            continue
+        if name not in tensors or tensors[name].form.shape != value.shape:
+            raise CheckpointError(f"{path} is an adapter for another model ({base}); use it with that one")
+        tensors[name] = _plus(tensors[name], value) if last == "lora_a" else as_lazy(name, value)
+    return replace(checkpoint, tensors=tensors, files=[*checkpoint.files, path / ADAPTER])
+
+
+def _plus(tensor: LazyTensor, update: Tensor) -> LazyTensor:
+    return tensor.map(lambda t: t + update.to(t.device))
