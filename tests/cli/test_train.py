@@ -309,8 +309,8 @@ def test_wrong_usage_exits_with_2(fasta, tmp_path, capsys):
     for args, message in (
         ([], "--fasta"),
         (["--resume", tmp_path, "--fasta", fasta], "--resume takes"),
-        (["--fasta", fasta, "--schedule", "linear"], "--schedule linear"),
-        (["--fasta", fasta, "--optimizer", "sgd"], "--optimizer sgd"),
+        (["--fasta", fasta, "--schedule", "linear"], "--schedule: expected one of cosine, wsd, got linear"),
+        (["--fasta", fasta, "--optimizer", "sgd"], "--optimizer: expected one of adamw, muon, got sgd"),
     ):
         assert main(["train", *map(str, args)]) == 2
         assert message in capsys.readouterr().err
