@@ -54,7 +54,9 @@ class FolderLock:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"another evo2 train runs in {folder}; wait for its end, or choose another --output") from None
+            raise UserError(
+                f"another evo2 train runs in {folder}; wait for its end, or choose another --output"
+            ) from None
         except OSError as e:
             raise UserError(f"cannot write to {folder}: {e.strerror}; choose another --output") from e
 

@@ -240,7 +240,7 @@ def test_a_new_run_does_not_write_over_what_is_there(fasta, tmp_path, capsys, na
     mine = tmp_path / "mine" / name
     mine.parent.mkdir(parents=True)
     mine.write_text("precious")
-    assert main(["train", "--fasta", str(fasta), "--out", str(tmp_path / "mine"), "--device", "cpu"]) == 1
+    assert main(["train", "--fasta", str(fasta), "--output", str(tmp_path / "mine"), "--device", "cpu"]) == 1
     assert "choose another --out" in capsys.readouterr().err
     assert mine.read_text() == "precious"
 
