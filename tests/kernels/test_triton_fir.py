@@ -3,6 +3,8 @@
 On a GPU these tests run as they are; without one `test_interpreter.py` runs this file in Triton's interpreter.
 """
 
+import json
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -290,19 +292,52 @@ def test_filters_too_long_to_fuse_are_composed():
     compare(fast_core, exact_core, inputs, torch.float32)
 
 
-def test_tuning_prints_lines_of_the_table_and_leaves_it_alone(monkeypatch, capsys):
+@pytest.fixture
+def tuner(monkeypatch, tmp_path):
+    """Of two candidates the second is the faster."""
     monkeypatch.setitem(tune.CANDIDATES, "short_forward", {"C": (16, 32), "span": (4,), "warps": (1,)})
-    before = dict(tuned.TABLE)
     times = iter([3.0, 2.0, 1.0])
 
     def measure(call):
         call()
         return next(times)
 
-    call = tune.workload("short_forward", 6, 8, 2, torch.float32, DEVICE)
-    tune.fastest("short_forward", torch.float32, call, DEVICE, measure)
-    assert before == tuned.TABLE
+    monkeypatch.setattr(tune, "milliseconds", measure)
+    monkeypatch.setattr(tune, "error", lambda *args: 1e-3)
+    return tune.Tuner(tune.Shape(6, 8, 2), torch.bfloat16, DEVICE, tmp_path / "tuning.json")
+
+
+def test_tuning_prints_lines_of_the_table_and_leaves_it_alone(tuner, capsys):
+    before = dict(tuned.TABLE), dict(tuned.MEASURED)
+    assert tuner.measure("short_forward", 60, None) == {"C": 32, "span": 4, "warps": 1}
+    assert before == (tuned.TABLE, tuned.MEASURED)
     assert '{"C": 32, "span": 4, "warps": 1},  # 1.0000 ms, in use: 3.0000 ms' in capsys.readouterr().out
+    results = [json.loads(line) for line in tuner.json_file.read_text().splitlines()]
+    assert [result.get("milliseconds") for result in results] == [2.0, 1.0, 1.0]
+    assert results[-1]["winner"] == {"C": 32, "span": 4, "warps": 1}
+
+
+def test_tuning_never_chooses_what_was_dropped_or_is_wrong(tuner, monkeypatch):
+    dropped = {("short_forward", ("C", 32), ("warps", 1)): "spills", ("short_forward", ("C", 16), ("warps", 1)): None}
+    assert tuner.measure("short_forward", 60, dropped)["C"] == 16
+    monkeypatch.setattr(tune, "milliseconds", lambda call: 1.0)
+    monkeypatch.setattr(tune, "error", lambda *args: float("nan"))
+    assert tuner.measure("short_forward", 60, None) is None
+    assert "nan" in tuner.json_file.read_text().lower()
+
+
+@pytest.mark.parametrize("operator", ["fused_walk", "fused_forward", "fused_step", "blocked_gram", "swr_backward"])
+def test_tuning_compares_what_a_kernel_computes_with_float64(operator, monkeypatch):
+    shape, tolerance = tune.Shape(20, 32, 4), tune.TOLERANCE[torch.bfloat16]
+    assert tune.error(operator, shape, torch.bfloat16, DEVICE) < tolerance
+    right = tune.public
+
+    def wrong(operator, t):
+        y, leaves = right(operator, t)
+        return (1.1 * y, leaves) if y.dtype == torch.bfloat16 else (y, leaves)
+
+    monkeypatch.setattr(tune, "public", wrong)
+    assert tune.error(operator, shape, torch.bfloat16, DEVICE) > tolerance
 
 
 def test_float64_is_refused_when_triton_is_forced():
