@@ -17,9 +17,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from evo2cli.console import log
 from evo2cli.errors import UserError
+from stripedhyena2 import schema
+from stripedhyena2.checkpoints import torch_file
+from stripedhyena2.errors import CheckpointError
 
 REPOSITORIES = {
     "evo2_1b_base": "arcinstitute/evo2_1b_base",
@@ -31,6 +37,9 @@ REPOSITORIES = {
     "evo2_40b_base": "arcinstitute/evo2_40b_base",
     "evo2_40b": "arcinstitute/evo2_40b",
 }
+
+_ANSWER_SECONDS = 30.0
+"""How long to wait for the hub's list of files."""
 
 
 def fetch(name: str) -> Path:
@@ -55,12 +64,9 @@ def find_cached(name: str) -> Path | None:
 
 def _whole(file: Path) -> Path | None:
     """The checkpoint that this is, or is the first part of; None while its end is not there."""
-    from stripedhyena2.checkpoints.torch_file import JoinedFile, files_of, whole_name
-    from stripedhyena2.errors import CheckpointError
-
     try:
-        with JoinedFile(files_of(file)) as joined:
-            return whole_name(file) if zipfile.is_zipfile(joined) else None
+        with torch_file.JoinedFile(torch_file.files_of(file)) as joined:
+            return torch_file.whole_name(file) if zipfile.is_zipfile(joined) else None
     except (CheckpointError, OSError):
         return None
 
@@ -70,8 +76,8 @@ class _Remote:
     """A file in a repository; `sha256` is None where the hub has none for it."""
 
     name: str
-    size: int
-    sha256: str | None
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
 
 
 def pull(name: str) -> Path:
@@ -82,31 +88,36 @@ def pull(name: str) -> Path:
     repository = REPOSITORIES[name]
     quiet = not sys.stderr.isatty() or not log.isEnabledFor(logging.INFO)
     (disable_progress_bars if quiet else enable_progress_bars)()
-    with _explained(name):
-        files = _remote_files(name)
-        _demand_room(name, files)
-        size = sum(file.size for file in files)
-        log.info("downloading %s: %d file%s, %.1f GB", repository, len(files), "s"[: len(files) > 1], size / 1e9)
+    files = _remote_files(name)
+    _demand_room(name, files)
+    size = sum(file.size for file in files)
+    log.info("downloading %s: %d file%s, %.1f GB", repository, len(files), "s"[: len(files) > 1], size / 1e9)
+    with _explained(name), _cache_guarded():
         paths = [Path(hf_hub_download(repository, file.name)) for file in files]
     for file, path in zip(files, paths, strict=True):
-        _demand_checksum(file, path)
+        _check_contents(file, path)
     found = _whole(paths[0])
     if found is None:
-        raise UserError(
-            f"{paths[0]} is no checkpoint, or not all of it; remove it and pull again: evo2 model pull {name}"
-        )
+        raise UserError(f"{paths[0]} is not a whole checkpoint; remove it and pull again: evo2 model pull {name}")
+    if any(file.sha256 is None for file in files):
+        _check_records(name, found, paths)
     return found
 
 
 def _remote_files(name: str) -> list[_Remote]:
     from huggingface_hub import HfApi
 
-    siblings = HfApi().model_info(REPOSITORIES[name], files_metadata=True).siblings or []
-    by_name = {s.rfilename: _Remote(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None) for s in siblings}
-    files = _weights(name, sorted(by_name))
+    repository = REPOSITORIES[name]
+    with _explained(name):
+        siblings = HfApi().model_info(repository, files_metadata=True, timeout=_ANSWER_SECONDS).siblings or []
+        about = {s.rfilename: (s.size or 0, s.lfs.sha256 if s.lfs else None) for s in siblings}
+    files = _weights(name, sorted(file for file in about if isinstance(file, str)))
     if not files:
-        raise UserError(f"{REPOSITORIES[name]} has no checkpoint named {name}.pt; {_by_hand(name)}")
-    return [by_name[file] for file in files]
+        raise UserError(f"{repository} has no checkpoint named {name}.pt; {_by_hand(name)}")
+    where = f"the hub's answer about {repository}"
+    return [
+        schema.parse(_Remote, {"name": file, "size": about[file][0], "sha256": about[file][1]}, where) for file in files
+    ]
 
 
 def _weights(name: str, names: list[str]) -> list[str]:
@@ -133,15 +144,38 @@ def _demand_room(name: str, files: list[_Remote]) -> None:
         )
 
 
-def _demand_checksum(file: _Remote, path: Path) -> None:
-    if file.sha256 is None:
+def _check_contents(file: _Remote, path: Path) -> None:
+    """UserError, and the file removed, unless it has the size and the sha256 that the hub tells."""
+    size, sha256 = path.stat().st_size, None
+    if file.sha256:
+        with path.open("rb") as opened:
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    if size == (file.size or size) and sha256 == file.sha256:
         return
-    with path.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != file.sha256:
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
-        raise UserError(f"{file.name} came damaged (its sha256 is {found}, not {file.sha256}); pull it again")
+    _remove([path])
+    found = f"its sha256 is {sha256}, not {file.sha256}" if sha256 else f"it has {size:,} bytes, not {file.size:,}"
+    raise UserError(f"{file.name} came damaged ({found}); pull it again")
+
+
+def _check_records(name: str, path: Path, files: list[Path]) -> None:
+    """Says that the hub had no sha256, and compares the checksums within the checkpoint."""
+    changed = next((record for record, _, damaged in torch_file.damaged(path) if damaged), None)
+    if changed:
+        _remove(files)
+        raise UserError(f"{name} came damaged ({changed} does not have its CRC-32); pull it again")
+    log.warning(
+        "the hub tells no sha256 for %s: its size and the CRC-32 of every record in it are right, which shows damage "
+        "but not forgery; compare its sha256 with one that you trust: evo2 model verify %s",
+        name,
+        name,
+    )
+
+
+def _remove(files: list[Path]) -> None:
+    """Remove files from the cache, and what their links point to."""
+    for file in files:
+        file.resolve().unlink()
+        file.unlink(missing_ok=True)
 
 
 def recorded_checksum(path: Path) -> str | None:
@@ -160,6 +194,43 @@ def _by_hand(name: str) -> str:
 def _disconnected(name: str, error: Exception) -> str:
     reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
     return f"no connection to the hub for {name} ({reason}); whole files are kept: pull again, or {_by_hand(name)}"
+
+
+_PLAIN_NAME = re.compile(r'(W/)?"?[\w+=:-][\w.+=:-]{0,199}"?')
+
+
+@contextmanager
+def _cache_guarded() -> Iterator[None]:
+    """Refuses answers that would have huggingface_hub write outside its cache.
+
+    It names files there after the ETag and the commit that the server tells, and looks at neither.
+    """
+    from huggingface_hub import constants, set_client_factory
+    from huggingface_hub.utils import _http
+
+    names = ("ETag", constants.HUGGINGFACE_HEADER_X_LINKED_ETAG, constants.HUGGINGFACE_HEADER_X_REPO_COMMIT)
+
+    def check(response: Any) -> None:
+        if response.request.method != "HEAD":  # no other answer names files
+            return
+        for name in names:
+            value = response.headers.get(name)
+            if value is not None and not _PLAIN_NAME.fullmatch(value):
+                raise UserError(f"the hub answers with the {name} {schema.shown(value)}, which is refused: not a name")
+
+    previous = _http._GLOBAL_CLIENT_FACTORY  # an application's own, with its proxies and certificates, is kept
+
+    def client() -> Any:
+        made = previous()
+        hooks = made.event_hooks
+        made.event_hooks = hooks | {"response": [*hooks["response"], check]}
+        return made
+
+    set_client_factory(client)
+    try:
+        yield
+    finally:
+        set_client_factory(previous)
 
 
 @contextmanager
@@ -189,3 +260,11 @@ def _explained(name: str) -> Iterator[None]:
     except OSError as e:
         reason = e.strerror or " ".join(str(e).split())[:200]
         raise UserError(f"cannot download {name} ({reason}); mend that and pull again, whole files are kept") from e
+    except UserError:
+        raise
+    except Exception as e:  # what a server that is not a hub answers makes the library raise anything
+        reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
+        raise UserError(
+            f"{constants.ENDPOINT} does not answer like a hub for {repository} ({reason}); check HF_ENDPOINT, or "
+            f"{_by_hand(name)}"
+        ) from e

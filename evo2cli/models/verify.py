@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.models import hub
-from stripedhyena2.checkpoints import Checkpoint, native
+from stripedhyena2.checkpoints import Checkpoint, native, torch_file
 from stripedhyena2.checkpoints.torch_file import JoinedFile, whole_name
 
 Advance = Callable[[float | None, str], None]
@@ -32,14 +32,28 @@ def verify(checkpoint: Checkpoint, advance: Advance) -> str:
     if sidecar.is_file():
         _demand(checkpoint.files, (sidecar.read_text().split() or [""])[0].lower(), f"that in {sidecar}")
         return f"{checkpoint.path}: it has the sha256 in {sidecar}"
+    records = _verify_records(checkpoint, advance)
+    return (
+        f"{checkpoint.path}: no checksum is recorded for it; its {records} records have their CRC-32 and all "
+        f"{len(checkpoint.tensors)} tensors are finite; its sha256 is {_sha256(checkpoint.files)}"
+    )
+
+
+def _verify_records(checkpoint: Checkpoint, advance: Advance) -> int:
+    """How many records there are, all of them with the checksum within the file and all tensors finite."""
+    done, total = 0, sum(file.stat().st_size for file in checkpoint.files)
+    records = 0
+    for name, size, damaged in torch_file.damaged(checkpoint.path):
+        if damaged:
+            raise UserError(f"{checkpoint.path} is damaged: {name} does not have its CRC-32; get it again")
+        records += 1
+        done += size
+        advance(done / total, name)
     for i, (name, t) in enumerate(checkpoint.tensors.items()):
         if not bool(t.read().isfinite().all()):
             raise UserError(f"{checkpoint.path}: {t.name} is not finite; get the checkpoint again")
         advance((i + 1) / len(checkpoint.tensors), name)
-    return (
-        f"{checkpoint.path}: no checksum is recorded for it; all {len(checkpoint.tensors)} tensors are finite, "
-        f"its sha256 is {_sha256(checkpoint.files)}"
-    )
+    return records
 
 
 def _verify_tensors(checkpoint: Checkpoint, advance: Advance) -> str:

@@ -33,6 +33,7 @@ _EXPECTED = {
     "string_too_long": "text of {max_length:,} or fewer characters",
     "too_short": "{min_length:,} or more entries",
     "too_long": "{max_length:,} or fewer entries",
+    "string_pattern_mismatch": "text like {pattern}",
     "literal_error": "{expected}",
 }
 """What a field should have been, by what pydantic found wrong with it."""

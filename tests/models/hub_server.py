@@ -22,7 +22,13 @@ class Hub:
     cuts: int = 10**9
     """How often that happens."""
     checksums: dict[str, str] = field(default_factory=dict)
-    """Of files, that the hub tells wrongly."""
+    """Of files, that the hub tells wrongly; "" tells none."""
+    etag: str | None = None
+    """The ETag of every file, in place of its checksum."""
+    commit: str = COMMIT
+    """What the hub calls the commit of its files."""
+    answer: bytes | None = None
+    """What the hub answers when asked for its list of files, in place of that."""
     status: int | None = None
     """Answer everything with this status."""
     ranges: list[int] = field(default_factory=list)
@@ -71,11 +77,16 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if repository not in hub.repositories:
                 return self.answer(404, {"X-Error-Code": "RepoNotFound"})
             siblings = [
-                {"rfilename": n, "size": len(d), "lfs": {"sha256": self.sha256(n, d), "size": len(d), "pointerSize": 1}}
-                for n, d in hub.repositories[repository].items()
+                {"rfilename": n, "size": len(d), "lfs": self.lfs(n, d)} for n, d in hub.repositories[repository].items()
             ]
             body = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings, "private": False}
-            return self.answer(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
+            answer = json.dumps(body).encode() if hub.answer is None else hub.answer
+            return self.answer(200, {"Content-Type": "application/json"}, answer)
+
+        def lfs(self, name, data):
+            if hub.checksums.get(name) == "":
+                return None
+            return {"sha256": self.sha256(name, data), "size": len(data), "pointerSize": 1}
 
         def sha256(self, name, data):
             return hub.checksums.get(name) or hashlib.sha256(data).hexdigest()
@@ -84,8 +95,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             data = hub.repositories.get(repository, {}).get(name)
             if data is None:
                 return self.answer(404, {"X-Error-Code": "EntryNotFound"})
-            etag = f'"{self.sha256(name, data)}"'
-            about = {"ETag": etag, "X-Linked-ETag": etag, "X-Linked-Size": len(data), "X-Repo-Commit": COMMIT}
+            etag = f'"{hub.etag or self.sha256(name, data)}"'
+            about = {"ETag": etag, "X-Linked-ETag": etag, "X-Linked-Size": len(data), "X-Repo-Commit": hub.commit}
             about["Accept-Ranges"] = "bytes"
             if self.command == "HEAD":
                 return self.answer(200, about | {"Content-Length": len(data)})

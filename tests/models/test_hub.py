@@ -1,6 +1,7 @@
 """Published models by name: what comes over the network, and what is said when it does not."""
 
 import hashlib
+import json
 import shutil
 import socket
 from pathlib import Path
@@ -15,7 +16,7 @@ from evo2cli.cli.app import main
 from evo2cli.errors import UserError
 from evo2cli.models import hub as hub_module
 from evo2cli.models.open import open_model
-from stripedhyena2 import load_model
+from stripedhyena2 import ModelError, load_model
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"
 PT, YML = DATA / "evo2-like-d96.pt", DATA / "evo2-like-d96.yml"
@@ -173,6 +174,66 @@ def test_offline_mode_asks_no_network(serve, monkeypatch):
 def test_damage_on_the_way_is_found_and_not_kept(serve):
     serve(whole(), checksums={f"{NAME}.pt": "0" * 64})
     fails("evo2_7b.pt came damaged")
+
+
+def test_a_file_without_checksum_is_said_and_what_can_be_is_compared(serve, caplog):
+    hub = serve(whole(), checksums={f"{NAME}.pt": ""}, etag="abc")
+    assert hub_module.pull(NAME).read_bytes() == PT.read_bytes()
+    assert "the hub tells no sha256 for evo2_7b: its size and the CRC-32 of every record" in caplog.text
+    damaged = bytearray(PT.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    hub.repositories[REPOSITORY][f"{NAME}.pt"], hub.etag, hub.commit = bytes(damaged), "abd", "1" * 40
+    fails("evo2_7b came damaged .* does not have its CRC-32")
+
+
+@pytest.mark.parametrize("etag", ["../../../../outside", "/tmp/outside", "..", "a/b", "a" * 300])
+def test_an_etag_cannot_lead_out_of_the_cache(serve, etag, tmp_path):
+    hub = serve(whole(), etag=etag)
+    fails("the hub answers with the .*E[tT]ag .*, which is refused")
+    assert hub.sent == 0
+    assert not list(tmp_path.rglob("*outside*"))
+
+
+def test_a_commit_cannot_lead_out_of_the_cache(serve, tmp_path):
+    serve(whole(), commit="../../../outside")
+    fails("the hub answers with the X-Repo-Commit .*, which is refused")
+    assert not list(tmp_path.rglob("*outside*"))
+
+
+def sibling(**fields):
+    lfs = {"sha256": "0" * 64, "size": 1, "pointerSize": 1}
+    return {"id": "x", "siblings": [{"rfilename": f"{NAME}.pt", "size": 1, "lfs": lfs} | fields]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"<html>captive portal</html>", "does not answer like a hub"),
+        (b"[]", "does not answer like a hub"),
+        (b"{}", "does not answer like a hub|has no checkpoint"),
+        (json.dumps({"id": "x", "siblings": [3]}), "does not answer like a hub"),
+        (json.dumps({"id": "x", "siblings": {"a": "b"}}), "does not answer like a hub"),
+        (json.dumps(sibling(rfilename=["x"])), "does not answer like a hub"),
+        (json.dumps(sibling(rfilename=3)), "has no checkpoint"),
+        (json.dumps(sibling(size="big")), "answer about arcinstitute/evo2_7b: size is 'big', expected a whole number"),
+        (json.dumps(sibling(size=-1)), "size is -1, expected at least 0"),
+        (json.dumps(sibling(lfs=[1])), "does not answer like a hub"),
+        (json.dumps(sibling(lfs={"sha256": 3, "size": 1, "pointerSize": 1})), "sha256 is 3, expected text"),
+        (json.dumps(sibling(lfs={"sha256": "x", "size": 1, "pointerSize": 1})), "sha256 is 'x', expected text like"),
+    ],
+)
+def test_what_is_not_a_hubs_answer_is_said(serve, answer, message):
+    serve(whole(), answer=answer if isinstance(answer, bytes) else answer.encode())
+    with pytest.raises((UserError, ModelError), match=message) as e:
+        hub_module.pull(NAME)
+    assert "\n" not in str(e.value)
+
+
+def test_a_hub_that_never_answers_is_given_up(cache, monkeypatch):
+    monkeypatch.setattr(hub_module, "_ANSWER_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        point_to(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        fails("no connection to the hub for evo2_7b .*timed out")
 
 
 def test_a_full_disk_is_said_before_the_download(serve, monkeypatch):
