@@ -120,10 +120,10 @@ def model_info(
     devices: Annotated[int, Option(min=1, help="Devices that share the layers.", rich_help_panel=MEASURING)] = 1,
     as_json: Json = False,
 ) -> None:
-    """Say what a checkpoint is and what memory it needs, without reading its weights."""  # fmt: skip
-    from evo2cli.models.open import checkpoint_of
+    """Say what a checkpoint is and what memory it needs, without reading its weights or downloading them."""  # fmt: skip
+    from evo2cli.models.open import describe
 
-    checkpoint = checkpoint_of(name, model_config)
+    checkpoint = describe(name, model_config)
     for remark in checkpoint.remarks:
         log.warning("%s", remark)
     facts = _facts(checkpoint, batch_size, length or min(checkpoint.config.context, 8192), devices)
@@ -141,7 +141,8 @@ def _facts(checkpoint: Checkpoint, batch: int, length: int, devices: int) -> dic
     dtypes: Counter[str] = Counter()
     parts: Counter[str] = Counter()
     for key, t in checkpoint.tensors.items():
-        dtypes[str(t.form.dtype).removeprefix("torch.")] += t.form.numel()
+        if checkpoint.files:  # a preset says nothing of dtypes
+            dtypes[str(t.form.dtype).removeprefix("torch.")] += t.form.numel()
         parts[_part(key, c.layout)] += t.form.numel()
     variants = {"bfloat16": (torch.bfloat16, False), "float32": (torch.float32, False), "int8": (torch.float32, True)}
     memory = {}
@@ -181,18 +182,21 @@ def _text(facts: dict[str, Any]) -> str:
     n, memory = facts["parameters"], facts["memory"]
     layers = ", ".join(f"{count} {kind}" for kind, count in facts["layers"].items())
     many = f" in {len(facts['files'])} files" if len(facts["files"]) > 1 else ""
+    size = f"{_gb(facts['bytes'])}{many}" if facts["files"] else "not on this machine; to download it: evo2 model pull"
+    dtypes = ", ".join(f"{dtype} {100 * count / n['total']:.3g} %" for dtype, count in facts["dtypes"].items())
     fp8 = facts["fp8"]
+    scales = f"; {fp8['stored_scales']} stored scales" if facts["files"] else ""
     lines = [
         ("name", facts["name"]),
-        ("format", f"{facts['format']}, {_gb(facts['bytes'])}{many}"),
+        ("format", f"{facts['format']}, {size}"),
         ("layout", f"{facts['layout']} ({layers})"),
         ("width", f"{facts['width']}, {facts['heads']} heads, MLPs {facts['mlp_width']}"),
         ("context", f"{facts['context']:,}"),
         ("rotary", f"base {facts['rotary']['base']:g}, positions divided by {facts['rotary']['position_scale']:g}"),
         ("parameters", f"{n['total']:,}"),
         *((f"  {part}", f"{count:,}") for part, count in n.items() if part != "total"),
-        ("dtype", ", ".join(f"{dtype} {100 * count / n['total']:.3g} %" for dtype, count in facts["dtypes"].items())),
-        ("FP8", f"trained with it; {fp8['stored_scales']} stored scales" if fp8["trained_with"] else "not used"),
+        *([("dtype", dtypes)] if dtypes else []),
+        ("FP8", f"trained with it{scales}" if fp8["trained_with"] else "not used"),
         *((key, str(value)) for key, value in facts["notes"].items()),
         ("memory", f"on each of {memory['devices']} device(s), {memory['batch']} x {memory['length']:,} tokens:"),
     ]

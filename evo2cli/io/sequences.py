@@ -12,7 +12,8 @@ from evo2cli.io.streams import Input, readable
 from evo2cli.io.tokens import encode
 
 _NOT_NUCLEOTIDES = re.compile(rb"[^ACGTUNRYSWKMBDHV]")
-_TAG = re.compile(r"\|[ -{}~]*\|")
+_TAG = re.compile(r"(\|[ -{}~]*\|)?[+~]*")
+"""What may stand in front of nucleotides: a phylogenetic tag, and the bytes that prompt evo2_7b_microviridae."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def read_prompts(path: str) -> Iterator[Record]:
 
 
 def encode_tagged(sequence: str, record: str) -> tuple[bytes, int]:
-    """The tokens of a sequence, and where its nucleotides begin: a phylogenetic tag before them keeps its letters."""
+    """The tokens of a sequence, and where its nucleotides begin: what conditions the model before them, a phylogenetic
+    tag or `+~`, stays as it is."""
     tag = _TAG.match(sequence)
     start = tag.end() if tag else 0
     return sequence[:start].encode() + encode(sequence[start:], record, start), start

@@ -11,8 +11,9 @@ from evo2cli.console import log
 from evo2cli.errors import UsageError
 from evo2cli.measure.memory import weight_bytes
 from evo2cli.models import hub
-from stripedhyena2 import PRESETS, CheckpointError, Config, StripedHyena2
+from stripedhyena2 import PRESETS, CheckpointError, Config, StripedHyena2, preset
 from stripedhyena2.checkpoints import Checkpoint, Replace, build, open_checkpoint
+from stripedhyena2.checkpoints.lazy import LazyTensor
 from stripedhyena2.checkpoints.torch_file import files_of
 from stripedhyena2.layers import fp8 as fp8_module
 from stripedhyena2.layers import int8
@@ -65,6 +66,7 @@ def open_model(
         checkpoint = merge_adapter(checkpoint, adapter)
     for remark in checkpoint.remarks:
         log.warning("%s", remark)
+    _check_vocabulary(checkpoint)
     places = resolve_devices(device, checkpoint.config, dtype)
     kind = resolve_dtype(dtype, places[0])
     files, parameters = ", ".join(map(str, checkpoint.files)), f"{checkpoint.n_parameters:,}"
@@ -72,6 +74,15 @@ def open_model(
         "%s (%s): %s parameters, %s on %s", files, checkpoint.format, parameters, kind, ", ".join(map(str, places))
     )
     return build(checkpoint, places, kind, _rounding(checkpoint, places, fp8, quantize))
+
+
+def _check_vocabulary(checkpoint: Checkpoint) -> None:
+    vocabulary = checkpoint.config.vocab_size
+    if vocabulary < 256:
+        raise CheckpointError(
+            f"{checkpoint.path} has a vocabulary of {vocabulary} tokens, expected at least 256, one for every byte; "
+            "it is not a model of text"
+        )
 
 
 def _rounding(
@@ -101,6 +112,21 @@ def checkpoint_of(name: str, config: str | None = None) -> Checkpoint:
     """The checkpoint that `--model NAME|PATH` and `--model-config` mean, opened: none of its weights is read yet."""
     path, preset = find(name)
     return open_checkpoint(path, config or preset)
+
+
+def describe(name: str, config: str | None = None) -> Checkpoint:
+    """What `checkpoint_of` opens, but without a download: of a published model that is not on this machine the preset
+    tells names and shapes, and there are no files."""
+    is_local = Path(name).exists() or bool(files_of(Path(name)))
+    if is_local or name in bundled() or name not in hub.REPOSITORIES or hub.find_cached(name):
+        return checkpoint_of(name, config)
+
+    def read() -> torch.Tensor:
+        raise CheckpointError(f"{name} is not on this machine; download it: evo2 model pull {name}")
+
+    shape = preset(name)
+    tensors = {key: LazyTensor(key, p.detach(), read) for key, p in skeleton(shape).named_parameters()}
+    return Checkpoint(Path(name), "vortex", [], shape, tensors)
 
 
 def find(name: str) -> tuple[Path, str | None]:

@@ -13,7 +13,8 @@ from evo2cli.errors import UsageError
 from evo2cli.measure import memory
 from evo2cli.models import hub
 from evo2cli.models import open as models
-from stripedhyena2 import PRESETS, load_model, preset
+from stripedhyena2 import PRESETS, Config, ModelError, load_model, preset, save_model
+from stripedhyena2.initialization import new_model
 from stripedhyena2.layers.int8 import Int8Linear, quantize
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"
@@ -62,6 +63,29 @@ def test_info_in_words(run):
     assert " = weights " in lines["int8"]
 
 
+def test_info_of_a_published_model_is_answered_without_a_download(run, monkeypatch):
+    def no_network(name):
+        raise AssertionError("asked the hub")
+
+    monkeypatch.setattr(hub, "fetch", no_network)
+    monkeypatch.setattr(hub, "pull", no_network)
+    code, out, err = run("info", "evo2_7b", "--json")
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    assert facts["files"] == []
+    assert facts["parameters"]["total"] == 6_581_722_880
+    assert 13.1e9 < facts["memory"]["bytes_per_device"]["bfloat16"]["weights"] < 13.3e9
+    code, out, _ = run("info", "evo2_7b")
+    assert code == 0
+    assert "not on this machine; to download it: evo2 model pull" in out
+
+
+def test_a_model_without_a_token_for_every_byte_is_not_opened(tmp_path):
+    save_model(new_model(Config("S", 8, 1, 8, 1, 1, vocab_size=4), seed=0), tmp_path / "m")
+    with pytest.raises(ModelError, match="vocabulary of 4 tokens, expected at least 256"):
+        models.open_model(str(tmp_path / "m"), device="cpu")
+
+
 @pytest.mark.parametrize(("dtype", "int8"), [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)])
 @torch.inference_mode()
 def test_the_memory_told_is_the_memory_used(dtype, int8):
@@ -100,6 +124,7 @@ def test_list_names_every_model(run):
     assert {row[0] for row in rows[1:]} == {"prok-mini", *hub.REPOSITORIES}
     assert hub.REPOSITORIES.keys() < PRESETS.keys()
     assert ["evo2_7b", "6,581,722,880", "32", "1,048,576", "hub: arcinstitute/evo2_7b"] in rows
+    assert {row[3] for row in rows if row[0] in ("evo2_7b_base", "evo2_7b_microviridae")} == {"8,192"}
 
 
 def test_convert_and_verify(run, tmp_path):
