@@ -120,7 +120,7 @@ def model_info(
     devices: Annotated[int, Option(min=1, help="Devices that share the layers.", rich_help_panel=MEASURING)] = 1,
     as_json: Json = False,
 ) -> None:
-    """Say what a checkpoint is and what memory it needs, without reading its weights or downloading them."""  # fmt: skip
+    """Say what a checkpoint is and what memory it needs; its weights are not read, nor downloaded."""  # fmt: skip
     from evo2cli.models.open import describe
 
     checkpoint = describe(name, model_config)
