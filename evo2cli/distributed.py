@@ -98,9 +98,15 @@ class World:
             raise UsageError(f"{command} needs all {self.size} processes for each sequence; use --cp {self.size}")
 
     def device(self, asked: str) -> str:
-        """What --device means to this process: with auto or cuda, each process of a machine has a GPU of its own."""
+        """What --device means to this process: with auto or cuda, each process of a machine has a GPU of its own.
+
+        Raises:
+            UsageError: several devices, for processes of which each uses one.
+        """
         import torch
 
+        if self.size > 1 and "," in asked:
+            raise UsageError(f"--device {asked}: under torchrun each process uses one GPU; use --device cuda")
         if self.size == 1 or asked not in ("auto", "cuda"):
             return asked
         if not torch.cuda.is_available():

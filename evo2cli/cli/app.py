@@ -233,7 +233,7 @@ def _report(error: Exception) -> int:
         log.error("%s", error)
         return 1
     log.error(
-        "%s: %s; this is a fault of evo2: run it again with --debug and report what it prints",
+        "%s: %s; this is a bug in evo2: please run it again with --debug and report the output",
         type(error).__name__,
         error,
     )

@@ -91,7 +91,7 @@ class _Command(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            raise _plain_error(error) from None
+            raise _plain_error(error, ctx.command_path) from None
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
@@ -123,7 +123,7 @@ def _plain(parameter: Any, name: str, text: str) -> tuple[str, str]:
     return name, re.sub(r"x>=([^ \]]+)", r"at least \1", text)
 
 
-def _plain_error(error: Exception) -> Exception:
+def _plain_error(error: Exception, path: str) -> Exception:
     """A value of the wrong kind said in our words; other errors as they are."""
     parameter, cause = getattr(error, "param", None), error.__cause__
     if parameter is None or cause is None:
@@ -131,7 +131,7 @@ def _plain_error(error: Exception) -> Exception:
     faults = cause.errors() if hasattr(cause, "errors") else []
     given = str(faults[0]["input"]) if faults else str(cause)
     expected = _expected(parameter.type_descriptor.annotation, parameter.min, parameter.max)
-    return UsageError(f"{parameter.opts[-1]}: expected {expected}, got {given}")
+    return UsageError(f"{parameter.opts[-1]}: expected {expected}, got {given}; see {path} --help")
 
 
 def _expected(kind: Any, least: float | None, most: float | None) -> str:

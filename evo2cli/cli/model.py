@@ -87,7 +87,7 @@ def pull_model(
     from evo2cli.models import hub
 
     if name not in hub.REPOSITORIES:
-        raise UserError(f"no published model {name!r}; choose one of {', '.join(hub.REPOSITORIES)}")
+        raise UserError(f"model not found: {name}; choose one of {', '.join(hub.REPOSITORIES)}")
     print(hub.pull(name))
 
 

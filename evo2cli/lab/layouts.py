@@ -45,9 +45,9 @@ def fit(pattern: str, parameters: int, *, width: int, layers: int, context: int,
     """
     mixers = pattern.removesuffix(REPLACED)
     if not mixers:
-        raise UserError(f"the layout {pattern!r} has no layers; give letters, as SDH*")
+        raise UserError(f"the layout {pattern!r} has no layers; use letters such as SDH*")
     if width % HEAD:
-        raise UserError(f"the width {width} is no multiple of {HEAD}; choose one")
+        raise UserError(f"--width: expected a multiple of {HEAD}, got {width}")
     bare = Config(
         layout=repeated(mixers, layers),
         d_model=width,
@@ -67,7 +67,7 @@ def fit(pattern: str, parameters: int, *, width: int, layers: int, context: int,
     if steps < 1:
         raise UserError(
             f"{layers} layers of {pattern} at width {width} have {n_parameters(bare):,} parameters without their "
-            f"feed-forward layers, of {parameters:,} asked for; take fewer layers, a smaller width or more parameters"
+            f"feed-forward layers, more than --parameters {parameters:,}; use fewer layers, or a smaller width"
         )
     return replace(bare, d_mlp=steps * MLP_STEP)
 

@@ -90,12 +90,12 @@ def _rounding(
 ) -> Replace:
     """What takes the place of linear layers, as FP8 and int8 are asked for."""
     if quantize not in (None, "int8"):
-        raise UsageError(f"--quantize {quantize} is not known; use int8")
+        raise UsageError(f"--quantize: expected int8, got {quantize}")
     mode = fp8_module.resolve(fp8, checkpoint.config, places)
     steps: list[Replace] = []
     if mode != "off":
-        how = "as trained" if fp8 == "auto" else "as asked for"
-        log.info("input projections in FP8, %s, %s (--fp8 off would not)", mode, how)
+        how = "as it was trained" if fp8 == "auto" else "as requested"
+        log.info("running input projections in FP8 (%s), %s; use --fp8 off to avoid it", mode, how)
         steps.append(fp8_module.FP8Projections(checkpoint.config, mode, checkpoint.fp8_scales))
     if quantize:
         steps.append(int8.quantize)
@@ -140,13 +140,11 @@ def find(name: str) -> tuple[Path, str | None]:
     if name in hub.REPOSITORIES:
         return hub.fetch(name), name
     if name in PRESETS:
-        raise CheckpointError(f"{name} is a shape without published weights; train it (evo2 train) or give a path")
+        raise CheckpointError(f"{name} is a preset without published weights; train it with evo2 train, or give a path")
     known = [*bundled(), *hub.REPOSITORIES]
     near = difflib.get_close_matches(name, known, n=1)
     guess = f" (did you mean {near[0]}?)" if near else ""
-    raise CheckpointError(
-        f"no model {name!r}{guess}: neither a path nor one of {', '.join(known)}; give --model a checkpoint"
-    )
+    raise CheckpointError(f"model not found: {name}{guess}; use a path, or one of {', '.join(known)}")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -158,13 +156,13 @@ def resolve_device(device: str) -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError as e:
-        raise UsageError(f"--device {device} is no device; use auto, cpu, cuda, cuda:N or mps") from e
+        raise UsageError(f"--device: expected auto, cpu, cuda, cuda:N or mps, got {device}") from e
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"--device {device}: this machine shows {torch.cuda.device_count()} CUDA devices; use --device cpu"
+            f"--device {device}: {torch.cuda.device_count()} CUDA devices are available; use another, or --device cpu"
         )
     if place.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps is not available here; use --device cpu")
+        raise UsageError("--device mps: not available on this machine; use --device cpu")
     return place
 
 
@@ -173,7 +171,7 @@ def resolve_devices(device: str, config: Config, dtype: str = "auto") -> list[to
     if device != "auto":
         places = [resolve_device(part) for part in device.split(",")]
         if len({place.type for place in places}) > 1:
-            raise UsageError(f"--device {device} mixes kinds of devices; give one, or several GPUs")
+            raise UsageError(f"--device {device}: the devices are of different kinds; use one, or several GPUs")
         return places
     first = resolve_device(device)
     if first.type != "cuda" or torch.cuda.device_count() == 1:
@@ -189,9 +187,10 @@ def spread(weights: int, free: list[tuple[torch.device, int]]) -> list[torch.dev
         # equal shares: the one with the least room decides
         if weights / n <= 0.9 * min(room for _, room in free[:n]):
             return [device for device, _ in free[:n]]
+    least = min(room for _, room in free)
     raise UsageError(
-        f"the weights ({weights / 1e9:.1f} GB) do not fit {len(free)} GPUs with {min(r for _, r in free) / 1e9:.1f} GB "
-        "free; use --dtype bfloat16, --quantize int8 or --device cpu"
+        f"the weights ({weights / 1e9:.1f} GB) do not fit on {len(free)} GPUs with {least / 1e9:.1f} GB free; "
+        "use --dtype bfloat16, --quantize int8 or --device cpu"
     )
 
 
@@ -201,5 +200,5 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
     if dtype not in kinds:
-        raise UsageError(f"--dtype {dtype} is not known; use auto, float32 or bfloat16")
+        raise UsageError(f"--dtype: expected auto, float32 or bfloat16, got {dtype}")
     return kinds[dtype]

@@ -51,7 +51,9 @@ def _verify_records(checkpoint: Checkpoint, advance: Advance) -> int:
         advance(done / total, name)
     for i, (name, t) in enumerate(checkpoint.tensors.items()):
         if not bool(t.read().isfinite().all()):
-            raise UserError(f"{checkpoint.path}: {t.name} is not finite; get the checkpoint again")
+            raise UserError(
+                f"{checkpoint.path}: {t.name} has values that are NaN or infinite; download the checkpoint again"
+            )
         advance((i + 1) / len(checkpoint.tensors), name)
     return records
 
@@ -64,7 +66,7 @@ def _verify_tensors(checkpoint: Checkpoint, advance: Advance) -> str:
             broken.append(name)
     if broken:
         raise UserError(
-            f"{checkpoint.path}: {len(broken)} tensors are not what was written ({', '.join(broken[:4])}); "
+            f"{checkpoint.path}: {len(broken)} tensors have changed since they were written ({', '.join(broken[:4])}); "
             "restore it from a copy"
         )
     return f"{checkpoint.path}: {len(checkpoint.tensors)} tensors have the sha256 they were written with"
@@ -73,7 +75,7 @@ def _verify_tensors(checkpoint: Checkpoint, advance: Advance) -> str:
 def _demand(files: list[Path], expected: str, whose: str) -> None:
     found = _sha256(files)
     if found != expected:
-        raise UserError(f"{files[0]} is damaged: its sha256 is {found}, {whose} is {expected}; get it again")
+        raise UserError(f"{files[0]} is damaged: its sha256 is {found}, {whose} is {expected}; download it again")
 
 
 def _sha256(files: list[Path]) -> str:

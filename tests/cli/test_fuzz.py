@@ -76,7 +76,7 @@ def run(tmp_path, monkeypatch):
 def check(run, seed: bytes, steps, output: str, options: list[str]) -> None:
     data = mutated(seed, steps)
     code, written, said = run(gzip.compress(data) if options else data, output, options)
-    assert "fault of evo2" not in said, said
+    assert "bug in evo2" not in said, said
     assert "Traceback" not in said
     if code:
         assert code == 1

@@ -38,7 +38,7 @@ def test_patterns_repeat_and_hyena_se_replaces_feed_forward_layers():
 
 
 def test_what_cannot_be_fitted_is_refused():
-    with pytest.raises(UserError, match="of 10,000 asked for; take fewer layers"):
+    with pytest.raises(UserError, match="more than --parameters 10,000; use fewer layers"):
         fit("*", 10_000, **SHAPE)
     with pytest.raises(UserError, match="multiple of 32"):
         fit("*", 350_000, **SHAPE | {"width": 60})
@@ -262,4 +262,4 @@ def test_tasks_are_tabled(tmp_path, capsys):
     assert table[["selective copying", "compression"]].to_numpy().max() < 0.5
     assert (tmp_path / "tasks.png").exists()
     assert main(["lab", "tasks", "S", "--task", "sorting"]) == 2
-    assert "--task sorting is not known; use in-context recall" in capsys.readouterr().err
+    assert "--task: expected one of in-context recall" in capsys.readouterr().err

@@ -113,7 +113,7 @@ def test_the_fewest_gpus_that_hold_the_weights_are_taken():
     gpus = [(torch.device("cuda", i), 80 * 10**9) for i in range(4)]
     assert models.spread(13 * 10**9, gpus) == [torch.device("cuda", 0)]
     assert models.spread(82 * 10**9, gpus) == [torch.device("cuda", i) for i in (0, 1)]
-    with pytest.raises(UsageError, match=r"the weights \(400.0 GB\) do not fit 4 GPUs with 80.0 GB free"):
+    with pytest.raises(UsageError, match=r"the weights \(400.0 GB\) do not fit on 4 GPUs with 80.0 GB free"):
         models.spread(400 * 10**9, gpus)
 
 
@@ -139,7 +139,7 @@ def test_convert_and_verify(run, tmp_path):
     weights.write_bytes(damaged)
     code, out, err = run("verify", tmp_path / "m")
     assert (code, out) == (1, "")
-    assert "1 tensors are not what was written" in err
+    assert "1 tensors have changed since they were written" in err
     code, _, err = run("convert", PT, tmp_path / "m", "--to", "native")
     assert (code, err) == (1, f"evo2: error: {tmp_path / 'm'} exists and is not overwritten; choose another name\n")
 
@@ -162,8 +162,8 @@ def test_verify_of_a_file_takes_the_checksum_beside_it(run, tmp_path):
 def test_a_model_that_is_none_is_told_with_the_nearest_name(run):
     code, out, err = run("info", "evo2_7")
     assert (code, out) == (1, "")
-    assert err.startswith("evo2: error: no model 'evo2_7' (did you mean evo2_7b?)")
-    assert run("info", "50m")[2].startswith("evo2: error: 50m is a shape without published weights")
+    assert err.startswith("evo2: error: model not found: evo2_7 (did you mean evo2_7b?)")
+    assert run("info", "50m")[2].startswith("evo2: error: 50m is a preset without published weights")
 
 
 @pytest.mark.parametrize(
@@ -181,9 +181,9 @@ def test_every_command_opens_models_rounded_as_asked(options, model):
 
 
 def test_a_wrong_option_is_a_wrong_usage():
-    with pytest.raises(UsageError, match="--quantize int3 is not known; use int8"):
+    with pytest.raises(UsageError, match="--quantize: expected int8, got int3"):
         models.open_model("prok-mini", quantize="int3")
-    with pytest.raises(UsageError, match="--device cpu,meta mixes kinds of devices"):
+    with pytest.raises(UsageError, match="--device cpu,meta: the devices are of different kinds"):
         models.open_model("prok-mini", device="cpu,meta")
 
 

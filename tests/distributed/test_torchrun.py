@@ -134,6 +134,12 @@ def test_each_process_of_a_machine_has_its_own_gpu_unless_one_is_asked_for(monke
     assert World(size - 1, size, size - 1, size, 1).device(asked) == device
 
 
+def test_several_devices_are_for_one_process():
+    assert ALONE.device("cuda:0,cuda:1") == "cuda:0,cuda:1"
+    with pytest.raises(UsageError, match="each process uses one GPU; use --device cuda"):
+        World(0, 2, 0, 2, 1).device("cuda:0,cuda:1")
+
+
 COMMANDS = sorted(
     [name, sub] if sub else [name]
     for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
