@@ -256,4 +256,4 @@ def test_the_command_prints_the_path_and_verifies(serve, capfd):
     assert main(["model", "verify", str(path), "--model-config", str(YML)]) == 1
     assert "is damaged: its sha256 is" in capfd.readouterr().err
     assert main(["model", "pull", "evo2_8b"]) == 1
-    assert "no published model 'evo2_8b'; choose one of evo2_1b_base" in capfd.readouterr().err
+    assert "model not found: evo2_8b; choose one of evo2_1b_base" in capfd.readouterr().err
