@@ -10,7 +10,8 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -32,6 +33,9 @@ from stripedhyena2 import PRESETS, StripedHyena2
 from stripedhyena2.layers.fp8 import Mode
 
 _BATCH_SIZE = 16
+
+Pair = tuple[bytes, bytes]
+"""What a model reads first, and the sequence that it scores."""
 
 
 class Tokenizer:
@@ -144,7 +148,8 @@ class Evo2:
     ) -> list[float]:
         """The natural-log likelihood of each sequence, over all its tokens that others stand before.
 
-        A score depends on its sequence alone, not on what it is batched with. Nucleotides are upper-cased.
+        A score depends on its sequence alone, not on what it is batched with. Nucleotides are upper-cased. A
+        phylogenetic tag before them, |d__...|, conditions the score and is not scored itself.
 
         Args:
             batch_size: sequences run at once.
@@ -155,33 +160,37 @@ class Evo2:
         Returns:
             Scores in the order of the sequences; NaN for one that has no token with another before it.
         """
+        bos = bytes([EOD]) if prepend_bos else b""
         if reduce_method not in ("mean", "sum"):
             raise UserError(f"no reduce_method {reduce_method!r}; give mean or sum")
         encoded = [encode_tagged(seq, f"sequence {i}") for i, seq in enumerate(seqs)]
-        strands = [[tokens for tokens, _ in encoded]]
+        strands = [[(bos + tag, tokens) for tag, tokens in encoded]]
         if average_reverse_complement:
-            strands.append([tokens[:start] + reverse_complement(tokens[start:]) for tokens, start in encoded])
-        prefix = bytes([EOD]) if prepend_bos else b""
-        totals = self._log_likelihoods(prefix, list(chain.from_iterable(strands)), batch_size)
-        scores = [sum(totals[tokens] for tokens in same) / len(same) for same in zip(*strands, strict=True)]
+            strands.append([(before, reverse_complement(tokens)) for before, tokens in strands[0]])
+        totals = self._log_likelihoods(list(chain.from_iterable(strands)), batch_size)
+        scores = [sum(totals[pair] for pair in same) / len(same) for same in zip(*strands, strict=True)]
         if reduce_method == "sum":
             return scores
-        return [score / max(len(prefix) + len(tokens) - 1, 1) for score, tokens in zip(scores, strands[0], strict=True)]
+        counts = [len(tokens) - (not before) for before, tokens in strands[0]]
+        return [score / max(count, 1) for score, count in zip(scores, counts, strict=True)]
 
-    def _log_likelihoods(self, prefix: bytes, sequences: list[bytes], batch_size: int) -> dict[bytes, float]:
-        """By sequence, that of prefix + sequence; NaN where these are less than two tokens."""
-        totals = dict.fromkeys(sequences, float("nan"))
-        scored = sorted((s for s in totals if len(prefix) + len(s) > 1), key=len)
+    def _log_likelihoods(self, pairs: list[Pair], batch_size: int) -> dict[Pair, float]:
+        """By (what stands before, sequence), that of the sequence; NaN where none of its tokens has one before it."""
+        totals = dict.fromkeys(pairs, float("nan"))
         most = chunk_length(self.model)
-        short = [s for s in scored if len(s) <= most]
-        for i in range(0, len(short), batch_size):
-            batch = short[i : i + batch_size]
-            found = log_likelihoods(self.model, {prefix: batch}, len(batch) * len(batch[-1]))
-            for s in batch:
-                if not math.isfinite(found[prefix, s]):
-                    raise not_finite(self.model, prefix + s)
-                totals[s] = found[prefix, s]
-        totals.update({s: profile(self.model, prefix + s).log_likelihood or 0.0 for s in scored[len(short) :]})
+        scored = sorted((pair for pair in totals if len(pair[1]) > (not pair[0])), key=lambda pair: len(pair[1]))
+        short = [pair for pair in scored if len(pair[1]) <= most]
+        for before, same in groupby(sorted(short, key=itemgetter(0)), key=itemgetter(0)):
+            sequences = [tokens for _, tokens in same]
+            for i in range(0, len(sequences), batch_size):
+                batch = sequences[i : i + batch_size]
+                room = len(batch) * len(batch[-1])
+                totals.update(log_likelihoods(self.model, {before: batch}, room, conditional=True))
+        for before, tokens in scored[len(short) :]:
+            totals[before, tokens] = profile(self.model, tokens, before=before).log_likelihood or 0.0
+        for before, tokens in scored:
+            if not math.isfinite(totals[before, tokens]):
+                raise not_finite(self.model, before + tokens)
         return totals
 
     def generate(
@@ -215,7 +224,7 @@ class Evo2:
             seed: the same seed gives the same sequences; None takes one from torch's random numbers.
             cuda_graph: let a GPU decode under a CUDA graph.
         """
-        prompts = [encode_tagged(prompt, f"prompt {i}")[0] for i, prompt in enumerate(prompt_seqs)]
+        prompts = [b"".join(encode_tagged(prompt, f"prompt {i}")) for i, prompt in enumerate(prompt_seqs)]
         if not all(prompts):
             raise UserError(f"prompt {prompts.index(b'')} is empty; give it at least one base")
         copies = Counter(prompts)

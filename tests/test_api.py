@@ -91,8 +91,12 @@ def test_scores_by_other_conventions(evo2_model, monkeypatch):
     expected = (log_likelihood(model, "GATTA") + log_likelihood(model, "TAATC")) / 8
     assert both == pytest.approx([expected], rel=1e-5)
     tagged = model.score_sequences(["|d__B|GATTA"], reduce_method="sum", average_reverse_complement=True)
-    expected = (log_likelihood(model, "|d__B|GATTA") + log_likelihood(model, "|d__B|TAATC")) / 2
+    tag = log_likelihood(model, "|d__B|")
+    expected = (log_likelihood(model, "|d__B|GATTA") + log_likelihood(model, "|d__B|TAATC")) / 2 - tag
     assert tagged == pytest.approx([expected], rel=1e-5)
+    mean = model.score_sequences(["|d__B|GATTA", "|d__B|", "|d__B|G"], batch_size=2)
+    expected = [(log_likelihood(model, f"|d__B|{s}") - tag) / max(len(s), 1) for s in ("GATTA", "", "G")]
+    assert mean == pytest.approx([expected[0], math.nan, expected[2]], rel=1e-5, nan_ok=True)
     whole = model.score_sequences(SEQUENCES, prepend_bos=True, average_reverse_complement=True)
     for module in (api, stream):
         monkeypatch.setattr(module, "chunk_length", lambda model, rows=1: 10)

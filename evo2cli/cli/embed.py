@@ -17,6 +17,7 @@ from evo2cli.errors import UsageError
 
 if TYPE_CHECKING:
     from evo2cli.inference.embedding import Layer, Rows
+    from evo2cli.io.sequences import Record
     from stripedhyena2 import StripedHyena2
 
 
@@ -132,7 +133,7 @@ def embed(
 
 
 def _embedded(
-    net: StripedHyena2, records: Iterator[tuple[str, bytes]], layers: list[Layer], options: EmbedOptions, cp: int
+    net: StripedHyena2, records: Iterator[Record], layers: list[Layer], options: EmbedOptions, cp: int
 ) -> Iterator[tuple[str, int, Iterator[Rows]]]:
     """Name, length and rows of each record in turn; the rows must be taken before the next record."""
     from evo2cli.inference.embedding import embed as pieces_of
@@ -145,12 +146,12 @@ def _embedded(
         chunk = max((chunk or MOST["cpu"]) * cp, window)
     about: list[tuple[str, int]] = []
 
-    def tokens() -> Iterator[bytes]:
-        for name, sequence in records:
-            if not sequence:
-                log.warning(f"{name} has no bases: {'it has no rows' if options.per_base else 'its row is NaN'}")
-            about.append((name, len(sequence)))
-            yield sequence
+    def tokens() -> Iterator[tuple[bytes, bytes]]:
+        for record in records:
+            if not record.tokens:
+                log.warning(f"{record.name} has no bases: {'it has no rows' if options.per_base else 'its row is NaN'}")
+            about.append((record.name, len(record.tokens)))
+            yield record.tag, record.tokens
 
     pieces = pieces_of(net, tokens(), layers, window=window, overlap=overlap, chunk=chunk)
     for number, group in groupby(pieces, key=itemgetter(0)):
@@ -158,16 +159,15 @@ def _embedded(
         yield *about[number], rows if options.per_base else iter([pooled(rows, options.pool, layers)])
 
 
-def _records(sequences: str, bed: str | None) -> Iterator[tuple[str, bytes]]:
-    """Names and tokens of the FASTA file's records, or of its regions in the BED file."""
+def _records(sequences: str, bed: str | None) -> Iterator[Record]:
+    """The FASTA file's records, or its regions in the BED file."""
     from evo2cli.io.bed import read_bed
     from evo2cli.io.fasta import open_reference
-    from evo2cli.io.sequences import read_fasta, remark_repeats
+    from evo2cli.io.sequences import Record, read_fasta, remark_repeats
 
     if bed is not None:
         reference = open_reference(sequences)
         for region in read_bed(bed, reference):
-            yield region.name, region.tokens(reference)
+            yield Record(region.name, region.tokens(reference))
         return
-    for record in remark_repeats(sequences, read_fasta(sequences)):
-        yield record.name, record.tokens
+    yield from remark_repeats(sequences, read_fasta(sequences))

@@ -73,16 +73,16 @@ class PromptOptions:
             raise UsageError("--tag belongs before the sequence that --state was made from; use only one of the two")
         if self.state is not None and not self.prompt and self.prompt_file is None:
             return [Record("", b"")]
-        given = [
-            Record(f"prompt{i}", encode_nucleotides(p, f"--prompt {i}")) for i, p in enumerate(self.prompt or [], 1)
-        ]
+        given = [encode_nucleotides(f"prompt{i}", p, f"--prompt {i}") for i, p in enumerate(self.prompt or [], 1)]
         file = self.prompt_file or (None if given else "-")
         records = [*given, *(read_prompts(file) if file else [])]
         if not records:
             raise UserError(f"no prompts in {'standard input' if file == '-' else file}; give at least one")
         if self.tag is not None:
-            records = [Record(r.name, _tag(self.tag) + r.tokens) for r in records]
-        empty = next((r.name for r in records if not r.tokens), None)
+            if tagged := [r.name for r in records if r.tag.startswith(b"|")]:
+                raise UsageError(f"prompt {tagged[0]} has a tag of its own; leave out --tag")
+            records = [replace(r, tag=_tag(self.tag) + r.tag) for r in records]
+        empty = next((r.name for r in records if not r.tagged), None)
         if empty is not None:
             raise UserError(f"prompt {empty} is empty; give it at least one base, or a --tag")
         if self.save_state is not None and len(records) > 1:
@@ -184,7 +184,7 @@ def generate(
     """Continue sequences with bases drawn from the model.
 
     Prompts come from --prompt, from --prompt-file, or from standard input. FASTA output holds prompt and continuation,
-    and in its header the mean log-likelihood (natural, per base) of the continuation.
+    and in its header the phylogenetic tag and the mean log-likelihood (natural, per base) of the continuation.
     """  # fmt: skip
     from evo2cli.inference.engine import generate as samples_of
     from evo2cli.io.outputs import open_output
@@ -218,12 +218,11 @@ def _prefilled(
 ) -> tuple[list[Record], list[bytes], Prefix | None]:
     """The records, what of them is yet to be run, and the state to run it from; saves a state if one is asked for."""
     from evo2cli.inference.prefix import Prefix, run_prefix
-    from evo2cli.io.sequences import Record
 
-    after, tokens = None, [record.tokens for record in records]
+    after, tokens = None, [record.tagged for record in records]
     if prompts.state is not None:
         after = Prefix.load(prompts.state, net)
-        records = [Record(record.name or after.name, after.tokens + record.tokens) for record in records]
+        records = [after.record(record.name, record.tokens) for record in records]
     if prompts.save_state is not None:
         after, tokens = replace(run_prefix(net, tokens[0], after), name=records[0].name), [b""]
         after.save(prompts.save_state, net)
@@ -254,7 +253,7 @@ def _formatted(kind: Format, record: Record, sample: Sample, num_samples: int) -
         line = {
             "name": record.name,
             "sample": sample.sample,
-            "prompt": record.tokens.decode(),
+            "prompt": record.tagged.decode(),
             "continuation": tokens.decode("latin-1"),
             "ended": sample.ended,
             "mean_log_likelihood": sample.mean_logprob,
@@ -263,4 +262,5 @@ def _formatted(kind: Format, record: Record, sample: Sample, num_samples: int) -
         return json.dumps(line).encode() + b"\n"
     sequence = record.tokens + tokens.rstrip(b"\0")
     wrapped = b"\n".join(sequence[i : i + 80] for i in range(0, len(sequence), 80))
-    return f">{name} mean_log_likelihood={sample.mean_logprob:.4f} ended={sample.ended}\n".encode() + wrapped + b"\n"
+    title = f"{name} tag={record.tag.decode()}" if record.tag else name
+    return f">{title} mean_log_likelihood={sample.mean_logprob:.4f} ended={sample.ended}\n".encode() + wrapped + b"\n"

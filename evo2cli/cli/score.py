@@ -61,7 +61,7 @@ def score(
         ):
             out.write(_HEADER)
             for record in remark_repeats(sequences, read_fasta(sequences)):
-                p = profile(net, record.tokens, strand, chunk)
+                p = profile(net, record.tokens, strand, chunk, before=record.tag)
                 out.write(_row(record.name, p))
                 track.add(record.name, p)
                 n += 1

@@ -97,7 +97,7 @@ def _names(known: dict[str, Layer], n: int) -> str:
 @torch.inference_mode()
 def embed(
     model: StripedHyena2,
-    sequences: Iterable[bytes],
+    sequences: Iterable[tuple[bytes, bytes]],
     layers: Sequence[Layer],
     *,
     window: int = 0,
@@ -111,6 +111,8 @@ def embed(
     result but by rounding. Blocks behind the last layer asked for are not run.
 
     Args:
+        sequences: each as what the model reads first, such as a phylogenetic tag or nothing, which has no values, and
+            the bases. It is read first in every window, too.
         window: where not 0, longer sequences are read in windows of this many bases that begin every window - overlap
             bases. A base is taken from the first window that has it, which is where the most bases stand before it:
             all there are in the first window, at least `overlap` in the others.
@@ -127,47 +129,56 @@ def embed(
     chunk = chunk or chunk_length(model)
     for batch in _batches(sequences, min(chunk, window or chunk)):
         if len(batch) == 1:
-            (number, tokens) = batch[0]
-            for rows in _read(model, tokens, layers, window or len(tokens), overlap, chunk):
+            number, before, tokens = batch[0]
+            for rows in _read(model, before, tokens, layers, window or len(tokens), overlap, chunk):
                 yield number, rows
         else:
-            ids = torch.from_numpy(pad([tokens for _, tokens in batch]))
+            ids = torch.from_numpy(pad([before + tokens for _, before, tokens in batch]))
             ((_, values),) = _along(model, ids, layers, ids.shape[1])
-            for row, (number, tokens) in enumerate(batch):
+            for row, (number, before, tokens) in enumerate(batch):
                 # the model is causal: what is padded on the right changes nothing before it
-                rows = {name: v[row, : len(tokens)] for name, v in values.items()}
-                _require_finite(rows, model, tokens)
+                own = slice(len(before), len(before) + len(tokens))
+                rows = {name: v[row, own] for name, v in values.items()}
+                _require_finite(rows, model, before + tokens)
                 yield number, rows
 
 
-def _batches(sequences: Iterable[bytes], room: int) -> Iterator[list[tuple[int, bytes]]]:
-    """Neighbours that fill at most `room` tokens, padding included, or one sequence."""
-    batch: list[tuple[int, bytes]] = []
+def _batches(sequences: Iterable[tuple[bytes, bytes]], room: int) -> Iterator[list[tuple[int, bytes, bytes]]]:
+    """Neighbours that fill at most `room` tokens, padding included, or one sequence; each with its number."""
+    batch: list[tuple[int, bytes, bytes]] = []
     longest = 0
-    for number, tokens in enumerate(sequences):
-        longest = max(longest, len(tokens))
-        if batch and ((len(batch) + 1) * longest > room or not tokens or not batch[-1][1]):
+    for number, (before, tokens) in enumerate(sequences):
+        length = len(before) + len(tokens)
+        longest = max(longest, length)
+        if batch and ((len(batch) + 1) * longest > room or not tokens or not batch[-1][2]):
             yield batch
-            batch, longest = [], len(tokens)
-        batch.append((number, tokens))
+            batch, longest = [], length
+        batch.append((number, before, tokens))
     if batch:
         yield batch
 
 
 def _read(
-    model: StripedHyena2, tokens: bytes, layers: Sequence[Layer], window: int, overlap: int, chunk: int
+    model: StripedHyena2,
+    before: bytes,
+    tokens: bytes,
+    layers: Sequence[Layer],
+    window: int,
+    overlap: int,
+    chunk: int,
 ) -> Iterator[Rows]:
     if not tokens:
         yield {layer.name: np.empty((0, layer.width), np.float32) for layer in layers}
         return
-    ids = as_ids(tokens)
     done = start = 0
     while done < len(tokens):
         end = min(start + window, len(tokens))
-        for positions, values in _along(model, ids[:, start:end], layers, chunk):
-            if start + positions.stop > done:
-                rows = {name: v[0, max(done - start - positions.start, 0) :] for name, v in values.items()}
-                _require_finite(rows, model, tokens[start : start + positions.stop])
+        read = before + tokens[start:end]
+        for positions, values in _along(model, as_ids(read), layers, chunk):
+            first, last = (start - len(before) + column for column in (positions.start, positions.stop))
+            if last > done:
+                rows = {name: v[0, max(done - first, 0) :] for name, v in values.items()}
+                _require_finite(rows, model, read[: positions.stop])
                 yield rows
         done, start = end, start + window - overlap
 

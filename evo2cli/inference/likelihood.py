@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TypeVar
 
@@ -84,17 +84,18 @@ def _go_on(model: StripedHyena2, context: Context, suffixes: Sequence[bytes]) ->
 
 @torch.inference_mode()
 def log_likelihoods(
-    model: StripedHyena2, suffixes: Mapping[bytes, Iterable[bytes]], batch_tokens: int
+    model: StripedHyena2, suffixes: Mapping[bytes, Iterable[bytes]], batch_tokens: int, *, conditional: bool = False
 ) -> dict[tuple[bytes, bytes], float]:
     """The log-likelihood of prefix + suffix for every prefix and each of its suffixes, by (prefix, suffix).
 
     The prefix is run once. A batch holds at most `batch_tokens` tokens, padding included, or one sequence.
+    `conditional` leaves out the prefix's own: it is that of the suffix given the prefix.
     """
     totals: dict[tuple[bytes, bytes], float] = {}
     groups: list[Group] = [(prefix, sorted(set(following), key=_by_length)) for prefix, following in suffixes.items()]
     for batch in _prefix_batches(groups, batch_tokens):
         with room_for_batch(len(batch), len(batch[0][0])):
-            totals.update(_of_groups(model, batch, batch_tokens))
+            totals.update(_of_groups(model, batch, batch_tokens, conditional))
     return totals
 
 
@@ -129,9 +130,11 @@ def _slices(items: list[Item], size: int) -> Iterator[list[Item]]:
 
 
 def _of_groups(
-    model: StripedHyena2, batch: list[Group], batch_tokens: int
+    model: StripedHyena2, batch: list[Group], batch_tokens: int, conditional: bool
 ) -> Iterator[tuple[tuple[bytes, bytes], float]]:
     context = read(model, [prefix for prefix, _ in batch])
+    if conditional:
+        context = replace(context, log_likelihoods=torch.zeros_like(context.log_likelihoods))
     rows = [(row, suffix) for row, (_, following) in enumerate(batch) for suffix in following]
     rows.sort(key=lambda item: _by_length(item[1]))
     for part in _slices(rows, batch_tokens // len(rows[0][1])):

@@ -13,6 +13,7 @@ from torch import Tensor
 from evo2cli.errors import UserError
 from evo2cli.inference.stream import prefill
 from evo2cli.io.atomic import replacing
+from evo2cli.io.sequences import Record, split_tag
 from stripedhyena2 import ModelState, StripedHyena2
 
 _FORMAT = "evo2 prefix 1"
@@ -29,6 +30,11 @@ class Prefix:
     logits: Tensor
     state: ModelState
     name: str = "prefix"
+
+    def record(self, name: str, more: bytes) -> Record:
+        """The sequence that was run, behind its tag, with more bases behind it."""
+        tag, sequence = (part.encode("latin-1") for part in split_tag(self.tokens.decode("latin-1")))
+        return Record(name or self.name, sequence + more, tag)
 
     def save(self, path: str | Path, model: StripedHyena2) -> None:
         """Write a safetensors file that says which model ran the tokens."""

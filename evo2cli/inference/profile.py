@@ -30,26 +30,34 @@ class Profile:
     @property
     def log_likelihood(self) -> float | None:
         """The sum over all bases that have a probability, in float64; None where there is none."""
-        return float(np.nansum(self.logprobs, dtype=np.float64)) if len(self.logprobs) > 1 else None
+        return None if np.isnan(self.logprobs).all() else float(np.nansum(self.logprobs, dtype=np.float64))
 
     @property
     def mean(self) -> float | None:
         """The log-likelihood per base that has a probability."""
-        return float(np.nanmean(self.logprobs, dtype=np.float64)) if len(self.logprobs) > 1 else None
+        return None if np.isnan(self.logprobs).all() else float(np.nanmean(self.logprobs, dtype=np.float64))
 
 
-def profile(model: StripedHyena2, tokens: bytes, strand: str = "+", chunk: int | None = None) -> Profile:
+def profile(
+    model: StripedHyena2, tokens: bytes, strand: str = "+", chunk: int | None = None, *, before: bytes = b""
+) -> Profile:
     """Read a sequence on strand +, - or both; both is the mean of the two at every base.
 
     Memory does not grow with the sequence but for these results and attention's keys and values: `chunk` tokens are run
-    at a time (None: as many as `chunk_length` finds room for). The first base a strand reads has no probability there;
-    `both` gives it the other strand's. NotFiniteError where the model's prediction is no number.
+    at a time (None: as many as `chunk_length` finds room for). The first base a strand reads has no probability there,
+    unless tokens stand `before` the sequence; `both` gives it the other strand's.
+
+    Args:
+        before: what the model reads first, as it is, on either strand, such as a phylogenetic tag. It has no values.
+
+    Raises:
+        NotFiniteError: the model's prediction is no number.
     """
     profiles = []
     if strand in ("+", "both"):
-        profiles.append(_read(model, tokens, chunk))
+        profiles.append(_read(model, before, tokens, chunk))
     if strand in ("-", "both"):
-        other = _read(model, reverse_complement(tokens), chunk)
+        other = _read(model, before, reverse_complement(tokens), chunk)
         profiles.append(Profile(other.logprobs[::-1], other.entropy[::-1]))
     if len(profiles) == 1:
         return profiles[0]
@@ -60,13 +68,14 @@ def _mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(a), b, np.where(np.isnan(b), a, (a + b) / 2))
 
 
-def _read(model: StripedHyena2, tokens: bytes, chunk: int | None) -> Profile:
-    """On the strand that is written."""
-    split = isinstance(model, SplitModel) and len(tokens) > 1
-    p = _read_split(model, tokens) if split else _read_stream(model, tokens, chunk)
+def _read(model: StripedHyena2, before: bytes, tokens: bytes, chunk: int | None) -> Profile:
+    """Of the tokens, on the strand that is written."""
+    whole = before + tokens
+    split = isinstance(model, SplitModel) and len(whole) > 1
+    p = _read_split(model, whole) if split else _read_stream(model, whole, chunk)
     if not (np.isfinite(p.logprobs[1:]).all() and np.isfinite(p.entropy[1:]).all()):
-        raise not_finite(model, tokens)
-    return p
+        raise not_finite(model, whole)
+    return Profile(p.logprobs[len(before) :], p.entropy[len(before) :])
 
 
 @torch.inference_mode()

@@ -18,10 +18,20 @@ _TAG = re.compile(r"(\|[ -{}~]*\|)?[+~]*")
 
 @dataclass(frozen=True)
 class Record:
-    """A named sequence: its tokens are upper-case ASCII bytes."""
+    """A named sequence: its tokens are upper-case ASCII bytes.
+
+    The tag before it, `|d__...|`, `+~` or nothing, is no part of it: a model reads it first, and it is never scored,
+    pooled, reversed or written as sequence.
+    """
 
     name: str
     tokens: bytes
+    tag: bytes = b""
+
+    @property
+    def tagged(self) -> bytes:
+        """What a model reads: the tag, and then the sequence."""
+        return self.tag + self.tokens
 
 
 def read_fasta(path: str) -> Iterator[Record]:
@@ -52,32 +62,37 @@ def read_prompts(path: str) -> Iterator[Record]:
             return
         for number, line in enumerate(io.TextIOWrapper(source.stream, encoding="latin-1"), 1):
             if line.strip():
-                yield Record(str(number), encode_nucleotides(line.strip(), f"{source.name}: line {number}"))
+                yield encode_nucleotides(str(number), line.strip(), f"{source.name}: line {number}")
 
 
-def encode_tagged(sequence: str, record: str) -> tuple[bytes, int]:
-    """The tokens of a sequence, and where its nucleotides begin: what conditions the model before them, a phylogenetic
-    tag or `+~`, stays as it is."""
+def split_tag(sequence: str) -> tuple[str, str]:
+    """What stands in front of a sequence to condition the model, a phylogenetic tag or `+~`, and the sequence."""
     tag = _TAG.match(sequence)
-    start = tag.end() if tag else 0
-    return sequence[:start].encode() + encode(sequence[start:], record, start), start
+    end = tag.end() if tag else 0
+    return sequence[:end], sequence[end:]
 
 
-def encode_nucleotides(sequence: str, record: str) -> bytes:
-    """The tokens of a sequence of IUPAC nucleotide codes behind a tag, if it has one; UserError if it is none.
+def encode_tagged(sequence: str, record: str) -> tuple[bytes, bytes]:
+    """The tokens of the tag in front of a sequence, which keeps its letters, and those of its nucleotides."""
+    tag, nucleotides = split_tag(sequence)
+    return tag.encode(), encode(nucleotides, record, len(tag))
 
-    RNA is taken as it is written, with a warning: models of DNA hardly know U.
+
+def encode_nucleotides(name: str, sequence: str, source: str) -> Record:
+    """The record of a sequence of IUPAC nucleotide codes behind a tag, if it has one; UserError if it is none.
+
+    RNA is taken as it is written, with a warning: models of DNA hardly know U. Messages call the record `source`.
     """
-    tokens, start = encode_tagged(sequence, record)
-    wrong = _NOT_NUCLEOTIDES.search(tokens, start)
+    tag, tokens = encode_tagged(sequence, source)
+    wrong = _NOT_NUCLEOTIDES.search(tokens)
     if wrong:
-        letter, place = wrong[0].decode(), wrong.start() + 1
-        raise UserError(f"{record} has {letter!r} at position {place}, which is no nucleotide; give DNA, not protein")
-    if b"U" in tokens[start:]:
-        log.warning(f"{record} has U, which models of DNA hardly know; write RNA with T to have it read as DNA")
-    return tokens
+        letter, place = wrong[0].decode(), len(tag) + wrong.start() + 1
+        raise UserError(f"{source} has {letter!r} at position {place}, which is no nucleotide; give DNA, not protein")
+    if b"U" in tokens:
+        log.warning(f"{source} has U, which models of DNA hardly know; write RNA with T to have it read as DNA")
+    return Record(name, tokens, tag)
 
 
 def _records(source: Input) -> Iterator[Record]:
     for name, sequence in fasta_records(source):
-        yield Record(name, encode_nucleotides(sequence, f"{source.name}: record {name}"))
+        yield encode_nucleotides(name, sequence, f"{source.name}: record {name}")

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from evo2cli.errors import UserError
-from evo2cli.inference.embedding import Layer, embed, find_layers, layers_of, pool
+from evo2cli.inference.embedding import Layer, find_layers, layers_of, pool
+from evo2cli.inference.embedding import embed as embed_tagged
 from evo2cli.io import embeddings
 from evo2cli.io.tokens import reverse_complement
 from stripedhyena2 import load_model
@@ -27,6 +28,11 @@ ALL = ["embedding", "0", "blocks.1.mlp.w3", "blocks.2.projections", "3", "norm"]
 @pytest.fixture(scope="module")
 def net():
     return load_model(DATA / "sdh-attn-d64.pt", config=DATA / "sdh-attn-d64.yml")
+
+
+def embed(model, sequences, *args, **options):
+    """Of sequences without tags."""
+    return embed_tagged(model, [(b"", sequence) for sequence in sequences], *args, **options)
 
 
 def join(pieces, n):
@@ -107,6 +113,22 @@ def test_each_base_is_taken_from_the_window_with_the_most_before_it(net, data, w
         assert first == 0 or p - first >= overlap
         (expected,) = join(embed(net, [sequence[first : p + 1]], layers), 1)
         close(rows["blocks.3"][p], expected["blocks.3"][-1])
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 11, "overlap": 4}, {"chunk": 8}])
+def test_a_tag_conditions_and_has_no_values(net, options):
+    tag, layers = b"|d__Bacteria;p__X|", find_layers(net, ["1", "3"])
+    sequences = [(tag, GENOME[:30]), (b"", GENOME[:20]), (tag, b""), (tag, GENOME[5:25])]
+    found = join(embed_tagged(net, sequences, layers, **options), 4)
+    for (before, tokens), rows in zip(sequences, found, strict=True):
+        assert all(len(values) == len(tokens) for values in rows.values())
+        if tokens:
+            (whole,) = join(embed(net, [before + tokens[:11]], layers), 1)  # within the first window
+            for name, values in rows.items():
+                close(values[:11], whole[name][len(before) :])
+    if "window" in options:  # which begins with the tag, too
+        (whole,) = join(embed(net, [tag + GENOME[7:18]], layers), 1)
+        close(found[0]["blocks.3"][11:18], whole["blocks.3"][len(tag) + 4 :])
 
 
 def test_blocks_behind_the_last_layer_are_not_run(net, monkeypatch):

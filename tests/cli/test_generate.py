@@ -1,6 +1,7 @@
 """`evo2 generate`: prompts from everywhere, output in every form, and the same bytes for the same seed."""
 
 import json
+import re
 
 import pytest
 
@@ -68,6 +69,18 @@ def test_prompts_from_files(generate, tmp_path):
 def test_tag_stands_before_every_prompt(generate):
     line = json.loads(generate("-p", "ac", "--tag", "d__Bacteria;s__Escherichia coli", "-n", 1, "-O", "jsonl"))
     assert line["prompt"] == "|d__Bacteria;s__Escherichia coli|AC"
+
+
+def test_a_tag_is_not_written_as_sequence(generate, tmp_path):
+    tagged = ("-p", "|d__B|ac", "-n", 3, "--seed", 1)
+    header, sequence = generate(*tagged).splitlines()
+    assert header.startswith(">prompt1 tag=|d__B| mean_log_likelihood=-")
+    assert re.fullmatch("AC[ACGT]{3}", sequence)
+    assert generate("-p", "ac", "--tag", "d__B", *tagged[2:]).splitlines() == [header, sequence]
+    assert generate(*tagged, "-O", "text") == generate(*tagged, "--num-samples", 1, "-O", "text") == f"{sequence}\n"
+    generate(*tagged[:2], "-n", 0, "--save-state", tmp_path / "state")
+    assert generate("--state", tmp_path / "state", *tagged[2:]).splitlines() == [header, sequence]
+    assert "prompt prompt1 has a tag of its own" in generate(*tagged, "--tag", "d__C", code=2)
 
 
 def test_stop_and_greedy(generate):

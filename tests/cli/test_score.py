@@ -60,6 +60,25 @@ def test_profile_equals_the_whole_pass_on_either_strand(model, sequence, chunk):
     assert both.logprobs[middle] == pytest.approx((forward.logprobs[middle] + reverse.logprobs[middle]) / 2)
 
 
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_a_tag_conditions_and_is_neither_scored_nor_reversed(model, score, tmp_path, capfdbinary, chunk):
+    tag, sequence = b"|d__Bacteria;p__X|", b"GATTACAGGC"
+    forward = by_hand(model, tag + sequence)[len(tag) - 1 :]
+    backward = by_hand(model, tag + reverse_complement(sequence))[len(tag) - 1 :][::-1]
+    expected = {"+": forward, "-": backward, "both": (np.array(forward) + backward) / 2}
+    for strand, values in expected.items():
+        p = profile(model, sequence, strand, chunk, before=tag)
+        assert p.logprobs == pytest.approx(values, abs=1e-4)
+        assert p.mean == pytest.approx(np.mean(values), rel=1e-4)
+    (tmp_path / "s.fa").write_bytes(b">a\n" + tag + sequence + b"\n>only\n" + tag + b"\n")
+    assert score(tmp_path / "s.fa", "--strand", "both", "--per-position", tmp_path / "p.npz") == 0
+    first, second = (line.split("\t") for line in capfdbinary.readouterr().out.decode().splitlines()[1:])
+    assert first[:2] == ["a", "10"]
+    assert float(first[3]) == pytest.approx(np.mean(expected["both"]), rel=1e-4)
+    assert second[1:3] == ["0", "NA"]
+    assert np.load(tmp_path / "p.npz")["0.log_likelihood"] == pytest.approx(expected["both"], abs=1e-4)
+
+
 def test_entropy_is_that_of_the_prediction(model):
     with torch.inference_mode():
         scores = model(torch.tensor([list(b"ACGTT")]))[0, :-1].log_softmax(-1)

@@ -72,7 +72,8 @@ def embedded(make):
     model = make()
     layers = find_layers(model, ["-1", "norm", "blocks.1.mixer.in_proj", "0"])
     sequences = [sequence(700), b"", sequence(9), sequence(30)]
-    return [(number, rows) for number, rows in embed(model, sequences, layers, window=500, overlap=100, chunk=256)]
+    tagged = [(b"|d__Bacteria|" if i == 3 else b"", tokens) for i, tokens in enumerate(sequences)]
+    return list(embed(model, tagged, layers, window=500, overlap=100, chunk=256))
 
 
 def test_embeddings_are_those_of_one_process(processes):
