@@ -1,9 +1,13 @@
 """A prompt that was run and saved, and gone on from: the same samples as from the prompt itself."""
 
+import json
 import os
+import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from evo2cli.models import open as models
 from stripedhyena2 import Config, save_model
@@ -92,7 +96,76 @@ def test_wrong_requests(generate, folder, tmp_path):
     assert "after one prompt, got 2; give one" in generate("-p", "A", "-p", "C", "--save-state", state, code=2)
     assert not state.exists()
     assert "cannot read the state" in generate("--state", state, code=1)
-    assert "is no state of evo2" in generate("--state", folder / "m0" / "model.safetensors", code=1)
+    assert "is not a state of evo2" in generate("--state", folder / "m0" / "model.safetensors", code=1)
     generate("-p", "A", "--save-state", state, "-n", 0)
     assert "--tag belongs before" in generate("--state", state, "--tag", "d__Bacteria", code=2)
     assert "prompt prompt1 is empty" in generate("--state", state, "-p", "", code=1)
+
+
+def test_a_state_is_for_the_options_it_was_made_with(generate, folder, tmp_path):
+    generate("-p", "ACGT", "--save-state", tmp_path / "state", "-n", 0)
+    error = generate("--state", tmp_path / "state", "--quantize", "int8", code=1)
+    assert "was made with neither --quantize nor --fp8, not with --quantize int8; use the same options" in error
+    error = generate("--state", tmp_path / "state", "--fp8", "emulated", code=1)
+    assert "not with --fp8" in error
+    config = json.loads((folder / "m0" / "config.json").read_text())
+    shutil.copytree(folder / "m0", tmp_path / "m0")
+    config["config"]["rotary_scale"] = 2.0
+    (tmp_path / "m0" / "config.json").write_text(json.dumps(config))
+    error = generate("--state", tmp_path / "state", model=tmp_path / "m0", code=1)
+    assert "was made with another configuration of the model; use the same --model-config" in error
+
+
+def shortened(tensors):
+    tensors["3.kv"] = tensors["3.kv"][:, 1:].contiguous()
+
+
+def begun_later(tensors):
+    tensors["3.starts"] = torch.tensor([2])
+
+
+def widened(tensors):
+    tensors["0.conv"] = tensors["0.conv"].double()
+
+
+def moved(tensors):
+    tensors["position"] += 1
+
+
+def renamed(tensors):
+    tensors["9.conv"] = tensors.pop("0.conv")
+
+
+def other_tokens(tensors):
+    tensors["tokens"][0] = ord("T")
+
+
+def other_numbers(tensors):
+    tensors["1.conv"][0, -1, 0] += 1e-3
+
+
+TAMPERED = {
+    shortened: "3.kv is float32 [1, 3, 2, 2, 8], not float32 [1, 4, 2, 2, 8]",
+    begun_later: "3.starts is int64 [1], not missing",
+    widened: "0.conv is float64 [1, 6, 16], not float32 [1, 6, 16]",
+    moved: "position is 5, not 4",
+    renamed: "0.conv is missing, not float32",
+    other_tokens: "its checksum is not that of its contents",
+    other_numbers: "its checksum is not that of its contents",
+}
+
+
+@pytest.mark.parametrize("tamper", TAMPERED)
+def test_a_state_that_was_changed_is_refused(generate, tmp_path, tamper):
+    state = tmp_path / "state"
+    generate("-p", "ACGT", "--save-state", state, "-n", 0)
+    with safe_open(state, "pt") as file:
+        about, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tamper(tensors)
+    save_file(tensors, state, about)
+    assert f"is damaged or was changed: {TAMPERED[tamper]}" in generate("--state", state, code=1)
+
+
+def test_a_state_of_an_older_version_says_so(generate, tmp_path):
+    save_file({"tokens": torch.zeros(1)}, tmp_path / "state", {"format": "evo2 prefix 1"})
+    assert "is a state of an older version of evo2; make one with" in generate("--state", tmp_path / "state", code=1)
