@@ -111,6 +111,22 @@ def test_missing_unknown_and_misshapen_keys_are_named(tmp_path):
     refuse(write(tmp_path, whole | {"unembed.weight": whole["unembed.weight"] + 1}), "differs from the embedding")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("unembed.weight", "text", "unembed.weight is 'text', expected a tensor"),
+        ("norm.scale", {"a": 1}, "norm.scale is {'a': 1}, expected a tensor"),
+        ("norm.scale", torch.ones(96, device="meta"), "norm.scale has no data in the file"),
+        ("norm.scale", torch.ones(1).expand(10**12), "norm.scale repeats elements of the file"),
+        ("norm.scale", torch.ones(96, dtype=torch.int64), "norm.scale holds int64, expected floating-point numbers"),
+        ("norm.scale", torch.ones(96).to_sparse(), "is not a plain tensor|holds more than tensors"),
+        ("x" * 1000, torch.ones(1), r"has 1 unknown keys \('x+\.\.\.x+'\)"),
+    ],
+)
+def test_what_is_not_a_weight_is_refused(tmp_path, key, value, message):
+    refuse(write(tmp_path, contents(PT) | {key: value}), message)
+
+
 def test_the_mlp_width_of_the_tensors_wins(tmp_path):
     narrow = tmp_path / "c.yml"
     narrow.write_text(YML.read_text().replace("inner_mlp_size: 256", "inner_mlp_size: 128"))

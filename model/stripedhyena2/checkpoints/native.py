@@ -167,7 +167,9 @@ def weight_files(path: str | Path) -> list[Path]:
     names = sorted(set(index.weight_map.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{folder / INDEX} is refused: {name!r} is not a safetensors file in the same folder")
+            raise CheckpointError(
+                f"{folder / INDEX} is refused: {shown(name)} is not a safetensors file in the same folder"
+            )
     return [folder / name for name in names]
 
 

@@ -146,6 +146,8 @@ def _lazy(path: Path, files: list[Path], size: int, key: str, value: Tensor) -> 
     if _span(value) < value.numel():
         raise CheckpointError(f"{path}: {key} repeats elements of the file, which weights never do; {_RESAVE}")
     storage: Any = value.untyped_storage()
+    if storage._checkpoint_offset is None:  # of a meta tensor, which was saved without any data
+        raise CheckpointError(f"{path}: {key} has no data in the file; {_RESAVE}")
     start = storage._checkpoint_offset + value.storage_offset() * value.itemsize
     if start + _span(value) * value.itemsize > size:
         raise CheckpointError(f"{path} is not a readable checkpoint: {key} lies beyond its end; download it again")
