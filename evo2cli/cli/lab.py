@@ -14,7 +14,7 @@ from evo2cli.cli.command import Group, command
 from evo2cli.cli.options import INPUT, MODEL, TRAINING, DeviceOptions, Folder
 from evo2cli.console import log
 from evo2cli.distributed import Sharing
-from evo2cli.errors import UsageError, UserError
+from evo2cli.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -112,14 +112,11 @@ def genomes(
     from evo2cli.lab.layouts import fit
     from evo2cli.lab.loop import Recipe
     from evo2cli.lab.report import plot_curves, write
-    from evo2cli.training.data import Corpus, find_files
+    from evo2cli.training.data import Corpus, find_files, without
 
     device = _prepared(devices)
     held_out = find_files(valid)
-    kept = {f.resolve() for f in held_out}
-    files = [f for f in find_files(fasta) if f.resolve() not in kept]
-    if not files:
-        raise UserError("every training file is also held out; give --fasta other files")
+    files, _ = without(find_files(fasta), held_out)
     o, layouts = options, list(dict.fromkeys(layouts))
     configs = [fit(p, o.parameters, width=o.width, layers=o.layers, context=o.seq_len) for p in layouts]
     recipe = Recipe(o.steps, o.batch_size, o.lr, o.seed)

@@ -40,12 +40,16 @@ def fit(pattern: str, parameters: int, *, width: int, layers: int, context: int,
     The width of the feed-forward layers is what gives way; where Hyena-SE replaces them, the depth.
 
     Raises:
-        UserError: the mixers alone are more than the parameters asked for.
+        UserError: the pattern is longer than the depth, or its mixers alone have more parameters than asked for.
         ConfigError: the pattern has unknown letters, or the width does not fit its layers.
     """
     mixers = pattern.removesuffix(REPLACED)
     if not mixers:
         raise UserError(f"the layout {pattern!r} has no layers; use letters such as SDH*")
+    if len(mixers) > layers:
+        raise UserError(
+            f"the layout {pattern} has {len(mixers)} layers; use --layers {len(mixers)}, or a shorter layout"
+        )
     if width % HEAD:
         raise UserError(f"--width: expected a multiple of {HEAD}, got {width}")
     bare = Config(

@@ -15,7 +15,7 @@ from torch import Tensor
 from evo2cli.errors import UserError
 from evo2cli.io.tokens import EOD, PAD
 from evo2cli.training import targets
-from evo2cli.training.store import SUFFIXES, Source, open_store, read_records
+from evo2cli.training.store import SUFFIXES, Source, open_store, read_records, sha256
 
 _END_OF_DOCUMENT = np.array([EOD], dtype=np.uint8)
 
@@ -33,6 +33,20 @@ def find_files(patterns: list[str]) -> list[Path]:
                 raise UserError(f"{path}: no FASTA files in this folder (names ending in .fa, .fna, .fasta, also .gz)")
             files.update((f, None) for f in inside if f.is_file())
     return list(files)
+
+
+def without(files: list[Path], held_out: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The files whose contents are not held out, and those whose contents are, whatever their names.
+
+    Raises:
+        UserError: no file is left.
+    """
+    sizes = {f.stat().st_size for f in held_out}
+    sums = {sha256(f) for f in held_out} if any(f.stat().st_size in sizes for f in files) else set()
+    shared = [f for f in files if f.stat().st_size in sizes and sha256(f) in sums]
+    if len(shared) == len(files):
+        raise UserError("every training file is also held out; give --fasta other files")
+    return [f for f in files if f not in shared], shared
 
 
 @dataclass(frozen=True)

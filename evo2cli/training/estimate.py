@@ -8,12 +8,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from evo2cli.measure.memory import kept_for_backward
+from evo2cli.training.flops import step_flops
 from evo2cli.training.optimization import split_matrices
 from evo2cli.training.run import recompute_blocks
 from evo2cli.training.settings import Settings
 from stripedhyena2 import Config, StripedHyena2
 from stripedhyena2.layers.lora import add_lora
-from stripedhyena2.model import training_flops
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def estimate(settings: Settings, world: int, cp: int) -> Estimate:
         gradients=4 * trained // shards,
         optimizer=(8 * trained - 4 * matrices) // shards,
         activations=activations(model, rows, -(-settings.seq_len // cp)),
-        flops_per_token=training_flops(config, settings.seq_len),
+        flops_per_token=step_flops(model, settings.seq_len),
         tokens=settings.steps * settings.batch_size * settings.seq_len,
     )
 

@@ -20,14 +20,16 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from evo2cli.console import log
 from evo2cli.distributed import ALONE, Split, World
 from evo2cli.errors import UserError
 from evo2cli.measure.memory import memory_in_use
 from evo2cli.measure.time import peak_flops
 from evo2cli.models.open import open_model
 from evo2cli.training.checkpoints import Checkpoints, RunState, load_optimizers, running_copy
-from evo2cli.training.data import Batch, Corpus, find_files
+from evo2cli.training.data import Batch, Corpus, find_files, without
 from evo2cli.training.evaluation import bits_per_base, next_base_loss, spread
+from evo2cli.training.flops import step_flops
 from evo2cli.training.folder import TROUBLE, FolderLock, append_log, truncate_log, write_trouble
 from evo2cli.training.optimization import Schedule, optimizers
 from evo2cli.training.parallel import (
@@ -39,12 +41,11 @@ from evo2cli.training.parallel import (
 )
 from evo2cli.training.settings import Settings
 from evo2cli.training.splits import hold_out, only
-from evo2cli.training.store import default_folder
+from evo2cli.training.store import Source, default_folder
 from stripedhyena2 import Config, StripedHyena2
 from stripedhyena2.checkpoints import native, parameter_dtype
 from stripedhyena2.initialization import new_model, prepare_for_training
 from stripedhyena2.layers.lora import add_lora
-from stripedhyena2.model import training_flops
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -93,14 +94,7 @@ class Run:
         require_even_split(settings.batch_size, settings.accumulate, world)
         self.precision = resolve_precision(settings.precision, device)
         self.data, self.valid = self._read_data()
-        self.schedule = Schedule(
-            settings.schedule,
-            settings.lr,
-            settings.steps,
-            settings.warmup,
-            settings.final_fraction,
-            settings.decay_steps,
-        )
+        self.schedule = schedule(settings)
         self.step, self.best = 0, math.inf
         self.best_step: int | None = None
         self.signal: int | None = None
@@ -125,15 +119,12 @@ class Run:
     def _read_data(self) -> tuple[Corpus, dict[str, Any]]:
         """The training corpus, and the tiles of what is held out, by name."""
         s = self.settings
-        files, held_out = find_files(s.fasta), find_files(s.valid)
-        shared = {f.resolve() for f in held_out} & {f.resolve() for f in files}
+        stores = Path(s.store) if s.store else default_folder()
+        held_out = find_files(s.valid)
+        files, shared = without(find_files(s.fasta), held_out)
         if shared:
             self.note(f"kept out of training, being held out: {', '.join(sorted(f.name for f in shared))}")
-        files = [f for f in files if f.resolve() not in shared]
-        if not files:
-            raise UserError("every training file is also held out; give --fasta other files")
-        stores = Path(s.store) if s.store else default_folder()
-        data, sources = Corpus.open(files, stores, skip_bad=s.skip_bad, note=self.note)
+        data, sources = self._open(files, stores)
         if not data.names:
             raise UserError(f"nothing to train on in {', '.join(map(str, files))}; give other files")
         data = only(data, s.only_bed) if s.only_bed else data
@@ -148,8 +139,12 @@ class Run:
             self.note(f"{len(held.names)} sequences and regions held out, {held.n_bases:,} bases")
             valid["held out"] = held.tiles(s.seq_len)
         for f in held_out:
-            valid[f.name] = Corpus.open([f], stores, skip_bad=s.skip_bad, note=self.note)[0].tiles(s.seq_len)
+            name = f.name if f.name not in valid else str(f)
+            valid[name] = self._open([f], stores)[0].tiles(s.seq_len)
         return Corpus(data.names, data.sequences, s.pack, s.tag_dropout), valid
+
+    def _open(self, files: list[Path], stores: Path) -> tuple[Corpus, list[Source]]:
+        return Corpus.open(files, stores, skip_bad=self.settings.skip_bad, note=self.note)
 
     def _check_sources(self, now: dict[str, str]) -> None:
         """Remember what the data were when the run began, and refuse to go on with others."""
@@ -166,6 +161,7 @@ class Run:
     @classmethod
     def resume(cls, folder: Path, changes: dict[str, Any], **kwargs: Any) -> Run:
         """Continue a run from its last checkpoint; `changes` override its settings."""
+        planned = Settings.read(folder, {}).steps
         run = cls(folder, Settings.read(folder, changes), **kwargs)
         state = run.checkpoints.load(run.model, run.optimizers)
         if state is None:
@@ -173,7 +169,17 @@ class Run:
             return run
         run.step, run.best, run.best_step = state.step, state.best, state.best_step
         run.recent.extend(state.recent)
+        run._warn_of_a_higher_rate(Settings.read(folder, changes | {"steps": planned}))
         return run
+
+    def _warn_of_a_higher_rate(self, planned: Settings) -> None:
+        """Say so if another number of steps raises the learning rate that the run would have gone on with."""
+        before, now = schedule(planned).rate(self.step), self.schedule.rate(self.step)
+        if self.world.rank == 0 and now > 1.01 * before:
+            log.warning(
+                f"{self.settings.steps} steps in place of {planned.steps} stretch the {planned.schedule} schedule: the "
+                f"learning rate rises from {before:.2e} to {now:.2e}; use --lr to lower it"
+            )
 
     def train(self, stop_at: int | None = None) -> bool:
         """Run to the last step; False when `stop_at` or a signal, then kept as `signal`, ended it early.
@@ -207,16 +213,16 @@ class Run:
     def _run_steps(self, end: int, signals: list[int]) -> None:
         """Take steps until `end`, or until any rank got a signal; log, validate and save on the way."""
         s = self.settings
-        flops = training_flops(self.model.config, s.seq_len)
+        flops = step_flops(self.model, s.seq_len)
         peak = peak_flops(self.device, self.precision) * self.world.size
-        mark, marked, stopped = time.monotonic(), self.step, False
+        seconds, marked, stopped = 0.0, self.step, False
         while self.step < end and not stopped:
+            began = time.monotonic()
             bits, grad_norm, stopped = self.one_step(bool(signals))
+            seconds += time.monotonic() - began  # of steps alone: without validations and checkpoints
             if self.step % s.log_every == 0 or self.step == s.steps:
-                now = time.monotonic()
-                rate = (self.step - marked) / (now - mark)
-                mark, marked = now, self.step
-                self.log_progress(bits, grad_norm, rate, flops / peak)
+                self.log_progress(bits, grad_norm, (self.step - marked) / seconds, flops / peak)
+                seconds, marked = 0.0, self.step
             best = False
             if self.valid and (self.step % s.valid_every == 0 or self.step == s.steps):
                 best = self.validated_best()
@@ -341,6 +347,12 @@ class Run:
         """Begin to write a checkpoint of this step, unless there is one."""
         state = RunState(self.step, self.best, self.best_step, list(self.recent))
         self.checkpoints.save(self.model, self.optimizers, state, self.notes(), best=best)
+
+
+def schedule(settings: Settings) -> Schedule:
+    """The learning rate of a run's steps."""
+    s = settings
+    return Schedule(s.schedule, s.lr, s.steps, s.warmup, s.final_fraction, s.decay_steps)
 
 
 def trainable(settings: Settings) -> StripedHyena2:

@@ -124,7 +124,7 @@ def _current_index(folder: Path, fasta: Path, note: Callable[[str], None]) -> _I
         note(f"the store of {fasta} is damaged: preparing it anew")
         return None
     source, now = index.source, fasta.stat()
-    if (source.size, source.mtime_ns) != (now.st_size, now.st_mtime_ns) and _sha256(fasta) != source.sha256:
+    if (source.size, source.mtime_ns) != (now.st_size, now.st_mtime_ns) and sha256(fasta) != source.sha256:
         note(f"{fasta} has changed since it was prepared: preparing it anew")
         return None
     source = replace(source, size=now.st_size, mtime_ns=now.st_mtime_ns)
@@ -142,7 +142,7 @@ def _mtime_if_whole(file: Path, index: _Index) -> int | None:
         return None
     if now.st_size != index.size:
         return None
-    return now.st_mtime_ns if now.st_mtime_ns == index.bytes_mtime_ns or _sha256(file) == index.bytes_sha256 else None
+    return now.st_mtime_ns if now.st_mtime_ns == index.bytes_mtime_ns or sha256(file) == index.bytes_sha256 else None
 
 
 def _build(folder: Path, fasta: Path, where: str, note: Callable[[str], None]) -> _Index:
@@ -150,9 +150,9 @@ def _build(folder: Path, fasta: Path, where: str, note: Callable[[str], None]) -
     staging.mkdir(exist_ok=True)  # what a killed run left there is written over
     now = fasta.stat()
     names, ends, skipped = _write_bytes(staging / BYTES, fasta)
-    source = Source(where, now.st_size, now.st_mtime_ns, _sha256(fasta))
+    source = Source(where, now.st_size, now.st_mtime_ns, sha256(fasta))
     written = staging / BYTES
-    index = _Index(source, skipped, names, ends, written.stat().st_mtime_ns, _sha256(written))
+    index = _Index(source, skipped, names, ends, written.stat().st_mtime_ns, sha256(written))
     index.write(staging)
     atomic.replace(staging, folder)
     bad = f", {len(skipped)} bad" if skipped else ""
@@ -222,6 +222,7 @@ def _checked(record: str, name: str, sequence: str) -> tuple[str, np.ndarray] | 
     return f"{record} has {what} at position {wrong + 1}, which is no nucleotide; give DNA, or use --skip-bad"
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The checksum of a file's contents."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

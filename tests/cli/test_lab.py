@@ -42,6 +42,8 @@ def test_what_cannot_be_fitted_is_refused():
         fit("*", 10_000, **SHAPE)
     with pytest.raises(UserError, match="multiple of 32"):
         fit("*", 350_000, **SHAPE | {"width": 60})
+    with pytest.raises(UserError, match=r"the layout SDH\* has 4 layers; use --layers 4"):
+        fit("SDH*", 350_000, **SHAPE | {"layers": 3})
     with pytest.raises(UserError, match="has no layers"):
         fit("/S", 350_000, **SHAPE)
     with pytest.raises(ConfigError, match="unknown layer 'X'"):

@@ -1,6 +1,8 @@
 """Windows are a pure function of (seed, step, row); packing wastes nothing; what is held out is never drawn."""
 
 import hashlib
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from evo2cli.errors import UserError
 from evo2cli.io.tokens import EOD, PAD, reverse_complement
-from evo2cli.training.data import Corpus
+from evo2cli.training.data import Corpus, without
 from evo2cli.training.splits import hold_out, only
 
 
@@ -72,6 +74,20 @@ def test_windows_are_named_by_their_place():
             if len(text) == 11:
                 assert bytes(row) == (reverse_complement(text) if window.reverse else text)
                 assert str(window).startswith(f"{window.record}:{window.start + 1}")
+
+
+def test_held_out_files_are_known_by_their_contents(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for name, text in (("t.fa", ">t\nAC\n"), ("v.fa", ">v\nGT\n"), ("sub/copy.fa", ">v\nGT\n")):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "link.fa").symlink_to("v.fa")
+    os.link("v.fa", "hard.fa")
+    names = ["t.fa", "sub/../v.fa", "link.fa", "hard.fa", "sub/copy.fa"]
+    kept, shared = without([Path(name) for name in names], [tmp_path / "v.fa"])
+    assert ([str(f) for f in kept], [str(f) for f in shared]) == (names[:1], names[1:])
+    with pytest.raises(UserError, match="every training file is also held out"):
+        without([Path("link.fa")], [Path("v.fa")])
 
 
 def test_hold_out_by_name():

@@ -19,6 +19,7 @@ from evo2cli.training import distributed_checkpoint
 from evo2cli.training import run as training
 from evo2cli.training.checkpoints import linked_step
 from evo2cli.training.evaluation import bits_per_base
+from evo2cli.training.flops import step_flops
 from evo2cli.training.parallel import shard
 from evo2cli.training.run import SPIKE_WINDOW, Run
 from hyena_kernels import dispatch
@@ -181,6 +182,63 @@ def test_utilization_is_a_share_of_the_peak_of_all_ranks(settings, tmp_path, mon
     cost = training_flops(Config.from_dict(settings().config), 64)
     for p in reported:
         assert p.utilization == pytest.approx(p.tokens_per_second * cost / 4e12)
+
+
+def test_speed_and_time_left_are_those_of_steps_alone(settings, tmp_path, monkeypatch):
+    """A clock on which a step takes 2 seconds, and validations and checkpoints an hour."""
+    clock, reported = [0.0], []
+
+    def taking(seconds, function):
+        def call(*args, **kwargs):
+            clock[0] += seconds
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+    chosen = settings(steps=6, log_every=2, save_every=1, valid_every=1, hold_out=["b"])
+    run = Run(tmp_path / "run", chosen, torch.device("cpu"), reported.append, print)
+    run.one_step, run.save, run.validate = (
+        taking(seconds, f) for seconds, f in ((2, run.one_step), (3600, run.save), (3600, run.validate))
+    )
+    run.train()
+    assert [p.tokens_per_second for p in reported] == pytest.approx([4 * 64 / 2] * 3)
+    assert [p.seconds_left for p in reported] == pytest.approx([8, 4, 0])
+
+
+def test_frozen_weights_cost_no_products_for_their_gradients(settings, start, tmp_path):
+    """Counted by torch in the dense products of a step with adapters."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    start("base", settings(steps=1)).train()
+    lora = {"rank": 2, "alpha": 2, "targets": ["*.in_proj", "*.qkv_proj", "*.out_proj", "*.mlp.w?"], "also": []}
+    whole, adapted = (
+        start(name, settings(**changes)).model
+        for name, changes in (("whole", {}), ("lora", {"init_from": str(tmp_path / "base" / "last"), "lora": lora}))
+    )
+    counted = []
+    for model in (whole, adapted):
+        with FlopCounterMode(display=False) as counter:
+            model(torch.full((1, 64), 65)).sum().backward()
+        counts = counter.get_flop_counts()["Global"]
+        counted.append(sum(n for op, n in counts.items() if "mm" in str(op) and "bmm" not in str(op)) / 64)
+    filters = sum(n for op, n in flops_per_token(whole.config, 64).items() if op.startswith(("hyena", "featurizer")))
+    saved = step_flops(whole, 64) - step_flops(adapted, 64)
+    assert step_flops(whole, 64) == training_flops(whole.config, 64)
+    # torch knows, too, that what goes into the first layer needs no gradient
+    assert saved - filters == pytest.approx(counted[0] - counted[1], rel=0.15)
+
+
+def test_more_steps_that_raise_the_learning_rate_are_said(settings, start, resume, caplog):
+    start("run", settings()).train(stop_at=5)
+    resume("run")
+    resume("run", steps=6, lr=1.0)  # asked for
+    assert "learning rate" not in caplog.text
+    again = resume("run", steps=60)
+    assert (
+        "60 steps in place of 6 stretch the cosine schedule: the learning rate rises from 2.32e-03 to 9." in caplog.text
+    )
+    assert again.schedule.rate(5) > 9e-3
 
 
 def full_disk(monkeypatch):
