@@ -360,7 +360,7 @@ def test_options_in_a_file(fasta, tmp_path, capsys):
     assert (saved["steps"], saved["seq_len"], saved["batch_size"]) == (2, 32, 2)
     for text, message in (
         ("stepz = 5\n", "unknown option stepz; did you mean steps?"),
-        ("steps = \n", "is not TOML"),
+        ("steps = \n", "is not valid TOML"),
         ('steps = "many"\n', "steps"),
     ):
         toml.write_text(text)
