@@ -84,6 +84,7 @@ class Evo2:
         dtype: auto (bfloat16 on CUDA, float32 elsewhere), float32 or bfloat16.
         fp8: FP8 input projections: auto (for the models that lose accuracy without), native, emulated or off.
         quantize: int8 holds dense weights in one byte each.
+        use_kernels: there for the interface's sake; the fastest kernels that the device has always run.
 
     Raises:
         ModelError: there is no such checkpoint, or it cannot be used.
@@ -99,6 +100,7 @@ class Evo2:
         dtype: str = "auto",
         fp8: Mode = "auto",
         quantize: str | None = None,
+        use_kernels: bool = True,
     ):
         if local_path is not None and config is None and model_name in PRESETS and Path(local_path).is_file():
             config = model_name

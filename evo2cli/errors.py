@@ -7,3 +7,9 @@ class UserError(Exception):
 
 class UsageError(UserError):
     """Options that do not fit together; the command line prints the message and exits with 2."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine has no more memory. For the CPU, PyTorch raises a plain RuntimeError."""
+    no_room_on_cpu = "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or no_room_on_cpu

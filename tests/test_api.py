@@ -43,8 +43,19 @@ def log_likelihood(model, text, prefix=b""):
     return float(logp.gather(1, ids[0, 1:, None]).sum())
 
 
+def test_models_by_name_as_notebooks_load_them():
+    from evo2cli import load_model
+    from evo2cli.models import Evo2
+
+    model = Evo2("prok-mini", use_kernels=True, device="cpu")
+    bundled = load_model("prok-mini", device="cpu")
+    assert model.model.source.checksum == bundled.source.checksum
+    with pytest.raises(AttributeError, match="Evo3"):
+        evo2cli.models.Evo3  # noqa: B018
+
+
 def test_the_package_exports_it_lazily():
-    assert evo2cli.Evo2 is api.Evo2
+    assert evo2cli.Evo2 is evo2cli.models.Evo2 is api.Evo2
     with pytest.raises(AttributeError, match="Evo3"):
         evo2cli.Evo3  # noqa: B018
 

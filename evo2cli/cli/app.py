@@ -5,6 +5,7 @@ Imports of subcommands are at the top because their modules are light; what is h
 
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -26,7 +27,7 @@ from evo2cli.cli.score_variants import score_variants
 from evo2cli.cli.train import train
 from evo2cli.console import log, set_level
 from evo2cli.distributed import Sharing
-from evo2cli.errors import UsageError, UserError
+from evo2cli.errors import UsageError, UserError, is_out_of_memory
 from evo2cli.version import __version__
 
 _CLOSED_PIPE = 128 + signal.SIGPIPE
@@ -232,12 +233,25 @@ def _report(error: Exception) -> int:
     if isinstance(error, (UserError, OSError, *_model_errors())):
         log.error("%s", error)
         return 1
+    if is_out_of_memory(error):
+        log.error(
+            "out of memory (%s); use shorter sequences, a smaller --chunk, --batch-size, --batch-tokens or --window, "
+            "--dtype bfloat16, or a smaller model",
+            _amount(error),
+        )
+        return 1
     log.error(
         "%s: %s; this is a bug in evo2: please run it again with --debug and report the output",
         type(error).__name__,
         error,
     )
     return 1
+
+
+def _amount(error: Exception) -> str:
+    """How much memory could not be had, as far as an error tells it, without where in the source that was noticed."""
+    told = re.search(r"tried to allocate [\d.,]+ \w+", str(error), re.IGNORECASE)
+    return told[0] if told else str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _model_errors() -> list[type[Exception]]:

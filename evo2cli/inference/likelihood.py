@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, is_out_of_memory
 from evo2cli.io.tokens import pad
 from stripedhyena2 import ModelState, StripedHyena2
 
@@ -104,7 +104,9 @@ def room_for_batch(rows: int, length: int) -> Iterator[None]:
     """Turn a device's lack of memory into a UserError that names the batch."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(
             f"the device has not enough memory for a batch of {rows} x {length} tokens; "
             "lower --batch-tokens or --window"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from evo2cli.inference.profile import profile
 from evo2cli.io.tokens import reverse_complement
-from stripedhyena2 import Config, save_model
+from stripedhyena2 import Config, StripedHyena2, save_model
 from stripedhyena2.initialization import new_model
 
 CONFIG = Config(layout="SDH*", d_model=16, n_heads=2, d_mlp=24, se_groups=2, mr_groups=2)
@@ -190,6 +190,25 @@ def test_no_records_and_wrong_names(score, tmp_path, capfdbinary):
     assert b"has no records" in err
     assert score(tmp_path / "empty.fa", "--per-position", "x.bigbed") == 2
     assert score(tmp_path / "missing.fa") == 1
+
+
+@pytest.mark.parametrize("where", ["cpu", "array", "gpu"])
+def test_out_of_memory_is_one_line(score, tmp_path, monkeypatch, capfdbinary, where):
+    def full(*args, **options):
+        if where == "cpu":
+            torch.empty(2**59)
+        if where == "array":
+            np.empty(2**59)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 1 GiB\nand more")
+
+    monkeypatch.setattr(StripedHyena2, "hidden", full)
+    (tmp_path / "s.fa").write_bytes(b">a\nACGT\n")
+    assert score(tmp_path / "s.fa", "-o", tmp_path / "out.tsv") == 1
+    (line,) = capfdbinary.readouterr().err.decode().splitlines()
+    amount = {"cpu": "tried to allocate 2305843009213693952 bytes", "array": "Unable to allocate 4.00 EiB"}
+    assert line.startswith(f"evo2: error: out of memory ({amount.get(where, 'Tried to allocate 20.00 GiB')}")
+    assert "use shorter sequences" in line
+    assert not (tmp_path / "out.tsv").exists()
 
 
 def test_standard_input(score, monkeypatch, capfdbinary, tmp_path):

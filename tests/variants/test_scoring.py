@@ -228,9 +228,12 @@ def test_the_window_follows_the_context_up_to_8192(model):
     assert default_window(model) == 8192
 
 
-def test_out_of_memory_says_what_to_do(model):
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_out_of_memory_says_what_to_do(device):
     class Full(FakeModel):
         def hidden(self, ids, state, n_blocks=None):
+            if device == "cpu":
+                torch.empty(2**59)
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     from evo2cli.errors import UserError
