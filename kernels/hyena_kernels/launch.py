@@ -18,7 +18,7 @@ def launch(
     grid: tuple[int, ...],
     reads: Sequence[Tensor | None],
     writes: Sequence[Tensor],
-    sizes: Sequence[int] = (),
+    sizes: Sequence[float] = (),
     **options: Any,
 ) -> None:
     """Run kernel(*reads, *writes, *sizes, **options) over the grid; nothing if the grid is empty.

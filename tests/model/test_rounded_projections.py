@@ -198,3 +198,32 @@ def test_a_rounded_model_is_not_saved(opened, tmp_path):
         with pytest.raises(CheckpointError, match=r"rounded on loading .* cannot be saved"):
             save_model(model, tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Pretend that the kernels for few rows run here, in float64, and return what they were asked for."""
+    asked = []
+
+    def product(x, weight, bias=None):
+        asked.append(weight)
+        q = x if not weight.e4m3 else to_e4m3(x * weight.input_scale).double() / weight.input_scale
+        y = q.double() @ (weight.values.double() * weight.scale.double().reshape(-1, 1)).T
+        return (y if bias is None else y + bias.double()).to(x.dtype)
+
+    monkeypatch.setattr("hyena_kernels.dense.takes", lambda x: x.numel() <= 16 * x.shape[-1])
+    monkeypatch.setattr("hyena_kernels.dense.product", product)
+    return asked
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 48), (2, 8, 48)])
+@pytest.mark.parametrize("kind", [Int8Linear, lambda linear: FP8Linear(linear, (20.0, 90.0), native=True)])
+def test_few_rows_are_multiplied_by_the_bytes_themselves(kernels, kind, shape):
+    rounded = kind(layer())
+    y = rounded(inputs(*shape))
+    assert [w.values.itemsize for w in kernels] == [1]
+    assert kernels[0].values is rounded.weight
+    many = rounded(inputs(*shape).repeat(1, 17, 1))
+    assert len(kernels) == 1  # not for so many rows
+    assert y.shape == (*shape[:-1], 80)
+    torch.testing.assert_close(y, many[:, : shape[1]], rtol=1e-2, atol=1e-2)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hyena_kernels import dense, dispatch
 from stripedhyena2.config import Config
 from stripedhyena2.errors import ConfigError
 from stripedhyena2.layers.linear import linear
@@ -72,30 +73,44 @@ class FP8Linear(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if dense.takes(x):
+            y = dense.product(rows, self.stored(), bias=self.bias)
+        else:
+            y = self._native(rows) if self.native else self._emulated(rows)
+            y = y if self.bias is None else y + self.bias
+        return y.view(*x.shape[:-1], -1)
+
+    def stored(self) -> dense.Weight:
+        """The weight as the kernels for few rows take it."""
+        return dense.Weight(self.weight, self.inverse.reshape(1), e4m3=True, input_scale=self.input_scale)
+
+    def _rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (rows, in) times a factor in e4m3, and the factor: (rows, 1), or (1, 1) for all."""
         acc = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.input_scale is None:
             scale = _scale(acc.abs().amax(-1, keepdim=True))
         else:
-            scale = acc.new_full((1,) * acc.dim(), self.input_scale)
-        q = to_e4m3(acc * scale)
-        y = self._native(q, scale, x.dtype) if self.native else self._emulated(q, scale, x.dtype)
-        return y if self.bias is None else y + self.bias
+            scale = acc.new_full((1, 1), self.input_scale)
+        return to_e4m3(acc * scale), scale
 
-    def _emulated(self, q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-        y = linear(q.to(dtype), self.weight)
-        return (y * (self.inverse / scale)).to(dtype)
+    def _emulated(self, x: Tensor) -> Tensor:
+        q, scale = self._rounded(x)
+        return (linear(q.to(x.dtype), self.weight) * (self.inverse / scale)).to(x.dtype)
 
-    def _native(self, q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-        out, rows = self.weight.shape[0], q.numel() // q.shape[-1]
-        padded = F.pad(q.view(torch.uint8).reshape(rows, -1), (0, 0, 0, -rows % _ROW_MULTIPLE)).view(_E4M3)
-        inverse = scale.reciprocal().float()
-        if self.input_scale is None:
-            inverse = F.pad(inverse.reshape(rows, 1), (0, 0, 0, -rows % _ROW_MULTIPLE), value=1.0)
-            weight_inverse = self.inverse.expand(1, out).contiguous()
+    def _native(self, x: Tensor) -> Tensor:
+        rows, weight_inverse = x.shape[0], self.inverse
+        if dispatch.backend(x) == "triton":
+            q, inverse = dense.round_rows(x, self.input_scale, _ROW_MULTIPLE)
         else:
-            inverse, weight_inverse = inverse.reshape(()), self.inverse
-        y = torch._scaled_mm(padded, self.weight.t(), scale_a=inverse, scale_b=weight_inverse, out_dtype=torch.bfloat16)
-        return y[:rows].view(*q.shape[:-1], out).to(dtype)
+            q, scale = self._rounded(F.pad(x, (0, 0, 0, -rows % _ROW_MULTIPLE)))
+            inverse = scale.reciprocal().float()
+        if self.input_scale is None:
+            weight_inverse = self.inverse.expand(1, self.weight.shape[0]).contiguous()
+        else:
+            inverse = inverse.reshape(())
+        y = torch._scaled_mm(q, self.weight.t(), scale_a=inverse, scale_b=weight_inverse, out_dtype=torch.bfloat16)
+        return y[:rows].to(x.dtype)
 
 
 def _scale(largest: Tensor) -> Tensor:

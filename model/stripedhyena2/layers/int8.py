@@ -1,5 +1,5 @@
 """Dense layers with weights of one byte, for machines with little memory: each output's weights are 127ths of their
-largest. Activations stay as they are.
+largest. Activations stay as they are. A few rows are multiplied with the bytes as they are; more pay for widening them.
 """
 
 from __future__ import annotations
@@ -7,10 +7,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hyena_kernels import dense
 from stripedhyena2.layers.linear import linear
 
 FEW_ROWS = 4
-"""Up to so many rows a CPU multiplies with the bytes as they are; more pay for widening the weights."""
+"""Up to so many on a CPU."""
 _WIDENED_AT_ONCE = 1 << 22
 
 
@@ -32,6 +33,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
+        if dense.takes(x):
+            return dense.product(x.reshape(rows, -1), self.stored(), bias=self.bias).view(*x.shape[:-1], -1)
         if x.device.type == "cpu" and x.dtype == torch.float32 and 1 <= rows <= FEW_ROWS:
             y = torch._weight_int8pack_mm(x.reshape(rows, -1), self.weight, self.scale)
             y = y.view(*x.shape[:-1], -1)
@@ -40,6 +43,10 @@ class Int8Linear(nn.Module):
             y = torch.cat([linear(x, part.to(x.dtype)) for part in self.weight.split(n)], dim=-1)
             y = (y * self.scale).to(x.dtype)
         return y if self.bias is None else y + self.bias
+
+    def stored(self) -> dense.Weight:
+        """The weight as the kernels for few rows take it."""
+        return dense.Weight(self.weight, self.scale)
 
 
 def quantize(name: str, module: nn.Module) -> nn.Module:

@@ -1,0 +1,63 @@
+"""The kernels of decoding compile for real GPUs, in their tuned blocks, and spill no register. No GPU is needed."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from aot import assert_fits, compiled_for
+
+from hyena_kernels import dispatch
+from hyena_kernels.dense import Norm, Weight
+from hyena_kernels.dense import triton as dense
+
+pytestmark = pytest.mark.skipif(dispatch.INTERPRETED, reason="the interpreter does not compile")
+
+D, MLP = 4096, 11264
+
+
+def meta(*shape, dtype=torch.float32):
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def layers(rows, dtype, stored, e4m3=False):
+    """What each dense layer of a block of the 7B model launches, with weights stored in some dtype."""
+    x, norm = meta(rows, D, dtype=dtype), Norm(meta(D, dtype=dtype), 1e-6)
+
+    def weight(out, width):
+        one_byte = stored.itemsize == 1
+        scale = meta(1 if e4m3 else out) if one_byte else None
+        return Weight(meta(out, width, dtype=stored), scale, e4m3)
+
+    dense.product(x, weight(3 * D, D), None, "identity", norm, None, None, dtype)
+    if not e4m3:
+        dense.product(x, weight(MLP, D), weight(MLP, D), "gelu", norm, None, None, dtype)
+        dense.product(meta(rows, MLP, dtype=dtype), weight(D, MLP), None, "identity", None, None, x, dtype)
+        dense.product(x, weight(D, D), None, "identity", None, meta(D, dtype=dtype), x, dtype)
+    elif stored.itemsize == 1:
+        dense.round_rows(x, None, 16)
+
+
+def check(capability, launch, *args):
+    with compiled_for(capability) as kernels:
+        launch(*args)
+    assert kernels
+    for kernel in kernels:
+        assert_fits(kernel, capability)
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_layers_compile_for_hopper(rows):
+    check(90, layers, rows, torch.bfloat16, torch.bfloat16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("capability", [80, 90])
+def test_layers_compile_in_every_form(capability, dtype, rows):
+    check(capability, layers, rows, dtype, dtype)
+    check(capability, layers, rows, dtype, torch.int8)
+    check(capability, layers, rows, dtype, dtype, True)
+    if capability >= 89:  # the first that has e4m3 numbers
+        check(capability, layers, rows, dtype, torch.float8_e4m3fn, True)
