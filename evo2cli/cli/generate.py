@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from stripedhyena2 import StripedHyena2
 
 Format = Literal["fasta", "jsonl", "text"]
-MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
 
 
 @dataclass(frozen=True)
@@ -139,11 +138,6 @@ class SamplingOptions:
         """UsageError where a value is out of its range."""
         from evo2cli.inference.sampling import Sampler
 
-        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
-            raise UsageError(
-                f"--temperature: expected 0, or a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}, "
-                f"got {self.temperature:g}"
-            )
         if not 0 < self.top_p <= 1:
             raise UsageError(f"--top-p: expected a number above 0 and at most 1, got {self.top_p:g}")
         if "" in (self.stop or []):

@@ -13,16 +13,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evo2cli.errors import UsageError
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
+
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a token is drawn. Restrictions apply in the order of the fields; temperature 0 takes the likeliest token."""
+    """How a token is drawn. Restrictions apply in the order of the fields; temperature 0 takes the likeliest token.
+
+    UsageError where the temperature is neither 0 nor one that keeps probabilities numbers.
+    """
 
     alphabet: bytes | None = None
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
     min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
+            raise UsageError(
+                f"temperature: expected 0, or a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}, "
+                f"got {self.temperature:g}"
+            )
 
     def probabilities(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (B, 256 or V), float64, in falling order, and the tokens they belong to, of logits (B, V)."""

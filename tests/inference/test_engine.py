@@ -5,6 +5,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from evo2cli.errors import UsageError
 from evo2cli.inference import engine
 from evo2cli.inference.engine import generate
 from evo2cli.inference.prefix import run_prefix
@@ -140,6 +141,12 @@ def test_restrictions_mean_what_they_say(seed, top_k, top_p, min_p, temperature)
     expected = {t for t in expected if float(full[t]) >= min_p * float(full[ranked[0]]) - 1e-12}
     assume(all(abs(sum(float(full[t]) for t in within_k[:i]) / mass - top_p) > 1e-9 for i in range(10)))
     assert kept == expected
+
+
+@pytest.mark.parametrize("temperature", [float("inf"), float("nan"), 1e-320, -1.0, 1e4])
+def test_a_temperature_that_makes_no_probabilities_is_refused(temperature):
+    with pytest.raises(UsageError, match=r"temperature: expected 0, or a number from 0\.001 to 1000, got"):
+        Sampler(temperature=temperature)
 
 
 EQUAL = torch.zeros(1, 512)
