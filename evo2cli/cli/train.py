@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +55,7 @@ class FolderOptions:
     output: Annotated[
         Path | None,
         Option(
-            "-o", "--output", metavar="DIR", help="Folder of the run.", show_default="runs/PRESET",
+            "-o", "--output", metavar="DIR", help="Folder of the run.", show_default="a new one, runs/NAME",
             rich_help_panel=OUTPUT,
         ),
     ] = None  # fmt: skip
@@ -173,9 +175,17 @@ class Asked:
     lora: LoraOptions
     given: set[str]
 
-    @property
+    @cached_property
     def folder(self) -> Path:
-        return self.folders.resume or self.folders.output or Path("runs") / self.settings.preset
+        """Where the run is kept: by default a new folder, named after the preset or the model to begin from."""
+        if self.folders.resume or self.folders.output:
+            return self.folders.resume or self.folders.output or Path()
+        from evo2cli.training.checkpoints import LINKS
+
+        begin = Path(self.settings.init_from or self.settings.preset)
+        name = begin.parent.name if begin.name in LINKS and begin.parent.name else begin.name.removesuffix(".pt")
+        names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+        return next(folder for folder in (Path("runs") / name for name in names) if not folder.exists())
 
     def check(self) -> None:
         """UsageError for options that do not go together."""
@@ -272,6 +282,7 @@ def _begin(asked: Asked, **options: Any) -> Run:
     else:
         require_new(asked.folder)
         run = Run(asked.folder, asked.new(), **options)
+        note(f"the run is kept in {asked.folder}")
     n = sum(p.numel() for p in run.model.parameters())
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     of_them = "" if trained == n else f", {trained:,} of them trained"

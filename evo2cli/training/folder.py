@@ -29,10 +29,10 @@ def require_new(folder: Path) -> None:
         UserError: the folder holds something that a run calls by the same name.
     """
     if (folder / RUN).exists():
-        raise UsageError(f"{folder} holds a run; continue it with --resume {folder}, or choose another --output")
+        raise UsageError(f"{folder} holds a run; continue it with --resume {folder}, or choose another -oput")
     for name in (LOG, TROUBLE, STEPS, *LINKS):
         if (folder / name).exists():
-            raise UserError(f"{folder / name} exists, and a run would write there; choose another --output")
+            raise UserError(f"{folder / name} exists, and a run would write there; choose another -oput")
 
 
 class FolderLock:
@@ -54,11 +54,9 @@ class FolderLock:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(
-                f"another evo2 train runs in {folder}; wait for its end, or choose another --output"
-            ) from None
+            raise UserError(f"another evo2 train runs in {folder}; wait for its end, or choose another -oput") from None
         except OSError as e:
-            raise UserError(f"cannot write to {folder}: {e.strerror}; choose another --output") from e
+            raise UserError(f"cannot write to {folder}: {e.strerror}; choose another -oput") from e
 
     def release(self) -> None:
         self._lock.release()

@@ -352,7 +352,7 @@ class Run:
 def schedule(settings: Settings) -> Schedule:
     """The learning rate of a run's steps."""
     s = settings
-    return Schedule(s.schedule, s.lr, s.steps, s.warmup, s.final_fraction, s.decay_steps)
+    return Schedule(s.schedule, s.lr, s.steps, s.warmup or 0, s.final_fraction, s.decay_steps)
 
 
 def trainable(settings: Settings) -> StripedHyena2:

@@ -12,9 +12,10 @@ import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from typer import Option
+from typer.models import OptionInfo
 
 from evo2cli.errors import UsageError, UserError
 from evo2cli.io.atomic import replacing
@@ -58,7 +59,13 @@ class Settings:
         1024
     )
     lr: Annotated[float, Option(help="Peak learning rate.", rich_help_panel=_TRAINING)] = 3e-3
-    warmup: Annotated[int, Option(min=0, help="Steps of linear warm-up.", rich_help_panel=_TRAINING)] = 200
+    warmup: Annotated[
+        int | None,
+        Option(
+            min=0, help="Steps of linear warm-up.", show_default="200, or a tenth of a shorter run",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None  # fmt: skip
     schedule: Annotated[
         Literal["cosine", "wsd"],
         Option(help="How the rate falls; wsd: a plateau with a decay at the end.", rich_help_panel=_TRAINING),
@@ -183,6 +190,10 @@ class Settings:
     version: str = __version__
     format: int = FORMAT
 
+    def __post_init__(self) -> None:
+        if self.warmup is None:  # decided when the run begins: more steps later do not change it
+            self.warmup = min(200, self.steps // 10)
+
     def write(self, folder: Path) -> None:
         with replacing(folder / RUN) as temporary:
             temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
@@ -194,18 +205,51 @@ class Settings:
         Raises:
             UserError: the folder holds no run, or one that this version cannot go on with exactly.
         """
+        from stripedhyena2 import Config, ConfigError, schema  # imports torch, which --help has no time for
+
+        path = folder / RUN
         try:
-            saved = json.loads((folder / RUN).read_text())
+            saved = json.loads(path.read_text())
         except OSError as e:
             raise UserError(f"{folder} is not a training run: no {RUN} in it; give the run's folder") from e
-        except ValueError as e:
-            raise UserError(f"{folder / RUN} is damaged ({e}); start anew with --init-from {folder / 'last'}") from e
-        if saved.get("format", 1) != FORMAT:
+        except (ValueError, RecursionError) as e:
+            raise UserError(f"{path} is damaged ({e}); begin a new run with --init-from {folder / 'last'}") from e
+        if isinstance(saved, dict) and saved.get("format", 1) != FORMAT:
             raise UserError(
                 f"{folder} is a run of evo2 {saved.get('version', '0.1')}, whose checkpoints this version cannot go on "
                 f"with exactly; begin a new run with --init-from {folder / 'last'}"
             )
-        return cls(**(saved | changes))
+        try:
+            settings = schema.parse(cls, saved, str(path))
+            Config.from_dict(settings.config, f"{path}: config")
+            if settings.lora is not None:
+                schema.validate(_Lora, settings.lora, f"{path}: lora")
+        except ConfigError as e:
+            raise UserError(str(e)) from e
+        settings._require_bounds(path)
+        return dataclasses.replace(settings, **changes)
+
+    def _require_bounds(self, path: Path) -> None:
+        """UserError for a value that the command line would refuse."""
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            option = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, OptionInfo)), None)
+            value = getattr(self, name)
+            if option is None or not isinstance(value, (int, float)):
+                continue
+            if option.min is not None and value < option.min:
+                raise UserError(f"{path}: {name} is {value}, expected at least {option.min}; correct it")
+            if option.max is not None and value > option.max:
+                raise UserError(f"{path}: {name} is {value}, expected at most {option.max}; correct it")
+
+
+@dataclass
+class _Lora:
+    """What `Settings.lora` holds."""
+
+    rank: int
+    alpha: float
+    targets: list[str]
+    also: list[str]
 
 
 def read_toml(path: Path, known: dict[str, str]) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def test_a_new_run_does_not_write_over_what_is_there(fasta, tmp_path, capsys, na
     mine.parent.mkdir(parents=True)
     mine.write_text("precious")
     assert main(["train", "--fasta", str(fasta), "--output", str(tmp_path / "mine"), "--device", "cpu"]) == 1
-    assert "choose another --out" in capsys.readouterr().err
+    assert "choose another -o" in capsys.readouterr().err
     assert mine.read_text() == "precious"
 
 
@@ -267,3 +267,45 @@ def test_an_export_replaces_a_model_and_nothing_else(run, tmp_path, capsys):
     assert main([*resume[:3], "--device", "cpu", "--export", str(mine)]) == 1
     assert "choose another" in capsys.readouterr().err
     assert (mine / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r | {"steps": "many"}, r"run.json: steps is 'many', expected a whole number; correct it"),
+        (lambda r: r | {"steps": 0}, r"run.json: steps is 0, expected at least 1; correct it"),
+        (lambda r: r | {"tag_dropout": 2.0}, r"run.json: tag_dropout is 2.0, expected at most 1"),
+        (lambda r: r | {"lr": None}, r"run.json: lr is None, expected a number"),
+        (lambda r: r | {"schedule": "linear"}, r"run.json: schedule is 'linear', expected 'cosine' or 'wsd'"),
+        (lambda r: r | {"fasta": "x.fa"}, r"run.json: fasta is 'x.fa', expected a list"),
+        (lambda r: r | {"fasta": [3]}, r"run.json: fasta\[0\] is 3, expected text"),
+        (lambda r: r | {"stepz": 3}, r"run.json has the unknown field stepz; did you mean steps"),
+        (lambda r: r | {"config": r["config"] | {"d_model": -1}}, r"run.json: config: d_model is -1, expected"),
+        (lambda r: r | {"lora": {"rank": "x", "alpha": 1, "targets": [], "also": []}}, "run.json: lora: rank is 'x'"),
+        (lambda r: [r], "run.json holds .*, expected a mapping of names to values"),
+    ],
+)
+def test_an_edited_run_json_is_refused_by_field(run, resume, change, message):
+    (run / "run.json").write_text(json.dumps(change(json.loads((run / "run.json").read_text()))))
+    with pytest.raises(UserError, match=message) as e:
+        resume("run")
+    assert "\n" not in str(e.value)
+
+
+def test_a_run_without_a_folder_gets_a_new_one(fasta, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ["--fasta", str(fasta), "--window", "16", "--batch-size", "2", "--device", "cpu"]
+    new = ["--steps", "1", "--layout", "S"]
+    assert main(["train", *options, *new]) == 0
+    assert "the run is kept in runs/prok-mini" in capsys.readouterr().err
+    assert main(["train", *options, *new]) == 0
+    tuned = ["--steps", "1", "--init-from"]
+    assert main(["train", *options, *tuned, "runs/prok-mini-2/last"]) == 0
+    assert main(["train", *options, *tuned, "runs/prok-mini/steps/1"]) == 0
+    assert {p.name for p in Path("runs").iterdir()} == {"prok-mini", "prok-mini-2", "prok-mini-2-2", "1"}
+
+
+def test_the_default_warm_up_fits_short_runs(settings, resume, start):
+    assert [settings(warmup=None, steps=n).warmup for n in (5, 50, 2000, 3000)] == [0, 5, 200, 200]
+    start("run", settings(warmup=None, steps=50)).train(stop_at=1)
+    assert resume("run", steps=3000).settings.warmup == 5
