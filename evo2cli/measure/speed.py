@@ -12,10 +12,9 @@ import torch
 from evo2cli.errors import UserError
 from evo2cli.inference.engine import generate
 from evo2cli.inference.sampling import Sampler
-from evo2cli.measure.memory import free_memory
+from evo2cli.measure.memory import free_memory, weight_bytes
 from evo2cli.measure.time import seconds
 from stripedhyena2 import StripedHyena2, preset
-from stripedhyena2.checkpoints import parameter_dtype
 from stripedhyena2.initialization import new_model
 from stripedhyena2.model import skeleton
 
@@ -43,17 +42,13 @@ class Speed:
 
 
 def random_model(name: str, dtype: torch.dtype, device: torch.device | str) -> StripedHyena2:
-    """A preset with random weights, which are drawn in float32 on the CPU. UserError where there is no room for it."""
-    n = sum(p.numel() for p in skeleton(preset(name)).parameters())
-    for place, width in (("cpu", 4), (device, dtype.itemsize)):
-        free = free_memory(torch.device(place))
-        if n * width > free:
-            sizes = f"{n * width / 2**30:.1f} GiB on {place}, which has {free / 2**30:.1f} GiB free"
-            raise UserError(f"{name} needs {sizes}; choose a smaller preset")
-    model = new_model(preset(name), seed=0).eval().requires_grad_(False)
-    for parameter_name, p in model.named_parameters():
-        p.data = p.data.to(device, parameter_dtype(parameter_name, dtype))
-    return model
+    """A preset with random weights, drawn on the device. UserError where there is no room for it."""
+    config = preset(name)
+    needs, free = weight_bytes(skeleton(config), dtype), free_memory(torch.device(device))
+    if needs > free:
+        sizes = f"{needs / 2**30:.1f} GiB on {device}, which has {free / 2**30:.1f} GiB free"
+        raise UserError(f"{name} needs {sizes}; choose a smaller preset")
+    return new_model(config, seed=0, device=device, dtype=dtype).eval().requires_grad_(False)
 
 
 def bandwidth(device: torch.device | str) -> float:

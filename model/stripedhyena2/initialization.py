@@ -11,15 +11,24 @@ import math
 import torch
 from torch import nn
 
+from stripedhyena2.checkpoints import parameter_dtype
 from stripedhyena2.config import Config
-from stripedhyena2.model import RMSNorm, StripedHyena2
+from stripedhyena2.model import RMSNorm, StripedHyena2, skeleton
 
 
-def new_model(config: Config, seed: int) -> StripedHyena2:
-    """A model with initial weights drawn from `seed`, float32, on the CPU, in train mode."""
-    model = StripedHyena2(config)
-    with torch.no_grad():
-        _initialize(model, torch.Generator().manual_seed(seed))
+def new_model(
+    config: Config, seed: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> StripedHyena2:
+    """A model with initial weights drawn from `seed` on the device, in train mode.
+
+    Another kind of device, or another dtype, draws other numbers. Filters and poles are float32 at least.
+    """
+    model = skeleton(config)
+    for name, p in model.named_parameters():
+        p.data = p.data.to(parameter_dtype(name, dtype))
+    model.to_empty(device=device)
+    with torch.no_grad(), torch.device(device):
+        _initialize(model, torch.Generator(device).manual_seed(seed))
     return model.train()
 
 
