@@ -276,7 +276,7 @@ class Tuner:
         for config in candidates(operator):
             if compiled is not None and compiled.get(representative(operator, config), "not compiled") is not None:
                 continue
-            if time.monotonic() > deadline:
+            if times and time.monotonic() > deadline:
                 self.write(operator=operator, stopped="out of time", measured=len(times))
                 break
             with trying(operator, self.dtype, config, self.device):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-
 from benchmarks import gpu_offsets, gpu_report, gpu_tests, results
+
+ROOT = Path(__file__).parents[2]
 
 HIDDEN = """
 import sys
