@@ -29,7 +29,8 @@ from evo2cli.io.fasta import Reference, open_reference
 from evo2cli.io.streams import Input
 from evo2cli.io.vcf import read_vcf
 from evo2cli.models.open import open_model
-from evo2cli.variants.scoring import Scorer, Settings, chunks, score_variants
+from evo2cli.variants.chunks import chunks
+from evo2cli.variants.scoring import Scorer, ScoreSettings, score_variants
 from evo2cli.variants.variant import Variant, Windows
 
 PHIX174 = Path(__file__).parents[1] / "examples" / "phix174"
@@ -60,7 +61,7 @@ class Clock:
         return self.now() - start, result
 
 
-def ours(model, reference: Reference, variants: list[Variant], settings: Settings, scorer: Scorer | None = None):
+def ours(model, reference: Reference, variants: list[Variant], settings: ScoreSettings, scorer: Scorer | None = None):
     scorer = scorer or Scorer(model, settings)
     return [
         score.deltas
@@ -69,7 +70,7 @@ def ours(model, reference: Reference, variants: list[Variant], settings: Setting
     ]
 
 
-def plain(model, reference: Reference, variants: list[Variant], settings: Settings, rows: int):
+def plain(model, reference: Reference, variants: list[Variant], settings: ScoreSettings, rows: int):
     """The same scores from two whole windows for each ALT: nothing shared, nothing kept."""
     sequences = [
         sequence
@@ -103,7 +104,7 @@ def ratios(args) -> list[dict]:
         (f"the same, --right-context {args.right_context}", near, 1, True, args.right_context),
     ]
     one = snvs(reference, [2 * window], 1)
-    centred = Settings(Windows(window), "mean", args.strand)
+    centred = ScoreSettings(Windows(window), "mean", args.strand)
     rows = min((1, 2), key=lambda rows: clock.time(lambda: plain(model, reference, one, centred, rows))[0])
     print(f"plain scoring is at its best with {rows} windows a batch", flush=True)
     results = []
@@ -111,14 +112,16 @@ def ratios(args) -> list[dict]:
         variants = snvs(reference, positions, alts)
         of_scenario = []
         for batch_tokens in args.batch_tokens:
-            settings = Settings(Windows(window, tile), "mean", args.strand, right_context, batch_tokens)
+            settings = ScoreSettings(Windows(window, tile), "mean", args.strand, right_context, batch_tokens)
             of_scenario.append(compare(model, reference, variants, settings, rows, clock))
             print(name, json.dumps(of_scenario[-1]), flush=True)
         results.append({"scenario": name} | max(of_scenario, key=lambda row: row["ratio"]))
     return results
 
 
-def compare(model, reference: Reference, variants: list[Variant], settings: Settings, rows: int, clock: Clock) -> dict:
+def compare(
+    model, reference: Reference, variants: list[Variant], settings: ScoreSettings, rows: int, clock: Clock
+) -> dict:
     """Both ways in turn: plain on one ALT, ours on the first variant and then on the others, plain once more."""
     scorer, alts = Scorer(model, settings), len(variants[0].alts)
     last = Variant(variants[-1].contig, variants[-1].position, variants[-1].ref, variants[-1].alts[-1:])
@@ -152,7 +155,7 @@ def rates(args) -> list[dict]:
         ]:  # fmt: skip
             positions = list(range(2 * window, 2 * window + every * args.count, every))
             variants = snvs(reference, positions, 1)
-            settings = Settings(Windows(window, tile), "mean", "both", right_context, 8192)
+            settings = ScoreSettings(Windows(window, tile), "mean", "both", right_context, 8192)
             seconds, _ = clock.time(lambda v=variants, s=settings, r=reference: ours(model, r, v, s))
             options = (" --tile" if tile else "") + (f" --right-context {right_context}" if right_context else "")
             row = {"window": window, "a variant every": every, "options": options.strip() or "none"}

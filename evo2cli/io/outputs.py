@@ -18,12 +18,10 @@ log = logging.getLogger("evo2")
 
 
 @contextmanager
-def open_output(path: str, *, bgzip: bool = False, index: bool = False) -> Iterator[BinaryIO]:
-    """A stream to write bytes to: standard output for "-", else the file `path`.
+def open_output(path: str, *, bgzip: bool = False) -> Iterator[BinaryIO]:
+    """A stream to write bytes to, compressed in blocks if asked to: standard output for "-", else the file `path`.
 
-    The file appears under its name when the block ends; when the block fails, what stood there before stays. `bgzip`
-    compresses; `index` adds the tabix index of a bgzipped VCF (CSI for contigs too long for TBI), or a warning where
-    its records are not sorted.
+    The file appears under its name when the block ends; when the block fails, what stood there before stays.
     """
     if path == "-" or is_stream(path):
         file = io.FileIO(sys.stdout.fileno(), "w", closefd=False) if path == "-" else create(path)
@@ -31,11 +29,8 @@ def open_output(path: str, *, bgzip: bool = False, index: bool = False) -> Itera
         with room_for(shown), _Flushing(file) as stream, _compressed(stream, bgzip) as out:
             yield out
         return
-    with replacing(path) as temporary:
-        with open(temporary, "wb") as new, _compressed(new, bgzip) as out:
-            yield out
-        if index:
-            _index(temporary, path)
+    with replacing(path) as temporary, open(temporary, "wb") as new, _compressed(new, bgzip) as out:
+        yield out
 
 
 class _Flushing(io.BufferedWriter):
@@ -57,13 +52,14 @@ def _compressed(stream: BinaryIO, bgzip: bool) -> Iterator[BinaryIO]:
     writer.close()
 
 
-def copy_vcf(text: Path, target: str, *, index: bool) -> None:
-    """Bgzip the VCF in the file `text` to the file `target`, and index it if asked to."""
-    with open_output(target, bgzip=True, index=index) as out, open(text, "rb") as file:
-        shutil.copyfileobj(file, out, 2**20)
+def bgzip_file(text: Path, file: Path) -> None:
+    """Compress a file in blocks, as bgzip does."""
+    with open(text, "rb") as source, open(file, "wb") as out, _compressed(out, bgzip=True) as blocks:
+        shutil.copyfileobj(source, blocks, 2**20)
 
 
-def _index(vcf: Path, shown: str) -> None:
+def index_vcf(vcf: Path, shown: str) -> None:
+    """Add the tabix index of a bgzipped VCF file (CSI for contigs too long for TBI), or warn that it has none."""
     for suffix in INDEXES:
         try:
             pysam.tabix_index(

@@ -1,9 +1,11 @@
 """What a picture shows of each scored variant: where it is, its score, and the class it is in."""
 
-import random
+import hashlib
+import heapq
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
 
 from evo2cli.io.vcf import VcfRecord
 
@@ -12,6 +14,10 @@ _MOST = 20_000
 
 # Tools that annotate consequences, and which column of theirs has the allele and which the consequence.
 _CONSEQUENCES = {"CSQ": ("Allele", "Consequence"), "ANN": ("Allele", "Annotation"), "BCSQ": (None, "Consequence")}
+
+
+Noted = list[Any]
+"""The number of a point, and its fields, as JSON takes them."""
 
 
 @dataclass(frozen=True)
@@ -29,26 +35,45 @@ class Points:
     """A random sample, of at most 20,000, of the variants that were added; the same for the same variants."""
 
     def __init__(self, classify: Callable[[VcfRecord, str], str]):
-        self.sample: list[Point] = []
         self.total = 0
         self._classify = classify
-        self._random = random.Random(0)
+        self._lots: list[tuple[int, int, Point]] = []  # a heap; each variant draws a lot, and the highest go
 
-    def add(self, record: VcfRecord, deltas: Sequence[float | None]) -> None:
-        """Add the alternates of a record that have a score."""
+    @property
+    def sample(self) -> list[Point]:
+        """In the order in which they were added."""
+        return [point for *_, point in sorted(self._lots, key=lambda lot: lot[1])]
+
+    def add(self, record: VcfRecord, deltas: Sequence[float | None]) -> list[Noted]:
+        """Add the alternates of a record that have a score; what `restore` needs to know of them."""
+        noted = []
         for alt, delta in zip(record.alts, deltas, strict=True):
             if delta is None:
                 continue
-            self.total += 1
-            place = self._random.randrange(self.total)
-            if place < _MOST:
-                point = Point(
-                    record.contig, record.position + 1, f"{record.ref}>{alt}", delta, self._classify(record, alt)
-                )
-                if len(self.sample) < _MOST:
-                    self.sample.append(point)
-                else:
-                    self.sample[place] = point
+            number, self.total = self.total, self.total + 1
+            if self._is_drawn(number):
+                change = f"{record.ref}>{alt}"
+                point = Point(record.contig, record.position + 1, change, delta, self._classify(record, alt))
+                self._take(number, point)
+                noted.append([number, *astuple(point)])
+        return noted
+
+    def restore(self, total: int, noted: Iterable[Noted]) -> None:
+        """Take up where another sample stood after it had noted these, in order, of `total` variants."""
+        for number, *point in noted:
+            self._take(number, Point(*point))
+        self.total = total
+
+    def _is_drawn(self, number: int) -> bool:
+        return len(self._lots) < _MOST or _lot(number) < -self._lots[0][0]
+
+    def _take(self, number: int, point: Point) -> None:
+        push = heapq.heappush if len(self._lots) < _MOST else heapq.heappushpop
+        push(self._lots, (-_lot(number), number, point))
+
+
+def _lot(number: int) -> int:
+    return int.from_bytes(hashlib.blake2b(number.to_bytes(8, "big"), digest_size=8).digest(), "big")
 
 
 def classifier(header: Sequence[bytes]) -> Callable[[VcfRecord, str], str]:

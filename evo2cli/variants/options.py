@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
+
+from evo2cli.variants.formats import FORMATS
+
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[tuple(FORMATS)]
 
 _INPUT, _OUTPUT, _SCORING, _EXPERT = "Input", "Output", "Scoring", "Expert"
 
@@ -59,7 +66,7 @@ class ScoringOptions:
         Option("-o", "--output", metavar="OUT", help="File to write; - is standard output.", rich_help_panel=_OUTPUT),
     ] = "-"
     output_type: Annotated[
-        Literal["v", "z", "b", "tsv", "jsonl", "parquet"] | None,
+        FormatName | None,
         Option(
             "-O", "--output-type", help="VCF, bgzipped VCF, BCF, or a table.",
             show_default="by the name of OUT, else v", rich_help_panel=_OUTPUT,

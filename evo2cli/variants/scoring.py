@@ -3,30 +3,21 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from evo2cli.inference.likelihood import log_likelihoods
+from evo2cli.variants.chunks import AnyVariant, chunks
 from evo2cli.variants.tiles import ReferencePass, continued, read_reference, run_tokens
-from evo2cli.variants.variant import Placement, Site, Status, Variant, Windows, place
+from evo2cli.variants.variant import Placement, Site, Status, Windows
 
 if TYPE_CHECKING:
     from evo2cli.io.fasta import Reference
-    from evo2cli.io.vcf import VcfRecord
     from stripedhyena2 import StripedHyena2
 
 Reduce = Literal["mean", "sum"]
 Strand = Literal["both", "+", "-"]
 
 DEFAULT_WINDOW = 8192
-
-# A chunk is what is scored at once: enough batches that few run part-filled, little enough to keep output flowing.
-_CHUNK_BATCHES = 8
-_CHUNK_BYTES = 64 * 2**20
-_GROUP_CHUNKS = 4
-_GROUP_VARIANTS = 4096
-
-AnyVariant = TypeVar("AnyVariant", bound="Variant | VcfRecord")
-Placed = tuple[AnyVariant, Placement]
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ def default_batch_tokens(model: "StripedHyena2") -> int:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ScoreSettings:
     """What a score depends on beside model and reference.
 
     The log-likelihood of a sequence is the sum over its tokens but the first of the natural-log probability given
@@ -73,23 +64,6 @@ class Settings:
     @property
     def strands(self) -> int:
         return 2 if self.strand == "both" else 1
-
-    @property
-    def chunk_tokens(self) -> int:
-        """Tokens to run that end a chunk."""
-        return _CHUNK_BATCHES * self.batch_tokens
-
-    @property
-    def group_size(self) -> int:
-        """A chunk never holds variants on both sides of a multiple of so many.
-
-        Batches round differently, so that a variant's last digits depend on those in its chunk. With this, what is
-        scored from such a multiple on, by another process or after an interruption, comes out the same to the byte.
-        """
-        half = self.windows.width // 2
-        after = half if self.right_context is None else min(half, self.right_context)
-        tokens = self.strands * (after if self.windows.tiled else half + 2 * after)
-        return max(1, min(_GROUP_VARIANTS, _GROUP_CHUNKS * self.chunk_tokens // max(tokens, 1)))
 
     def sites(self, site: Site) -> list[Site]:
         """The site as it is read on each of the strands asked for, whole."""
@@ -127,11 +101,11 @@ def score_variants(
 ) -> Iterator[tuple[AnyVariant, Score]]:
     """Score variants in their order, each with the sequence around it.
 
-    `Settings` says what a score is, `Windows` which sequence, `place` when a variant has none. `model.extend` gives
-    next-token logits (B, L, vocabulary) for ids (B, L) and is causal. Variants are read a chunk at a time, so memory
-    does not grow with their number.
+    `ScoreSettings` says what a score is, `Windows` which sequence, `place` when a variant has none. `model.extend`
+    gives next-token logits (B, L, vocabulary) for ids (B, L) and is causal. Variants are read a chunk at a time, so
+    memory does not grow with their number.
     """
-    settings = Settings(
+    settings = ScoreSettings(
         Windows(window or default_window(model), tile),
         reduce,
         strand,
@@ -143,32 +117,10 @@ def score_variants(
         yield from zip((variant for variant, _ in chunk), scorer.score([p for _, p in chunk]), strict=True)
 
 
-def chunks(
-    variants: Iterable[AnyVariant], reference: "Reference", settings: Settings, first: int = 0
-) -> Iterator[list[Placed[AnyVariant]]]:
-    """The variants on their reference, in chunks to be scored together; `first` is the number of the first variant.
-
-    Chunks depend on the variants from the start of a chunk on and on the numbers of those, and on nothing else.
-    """
-    chunk: list[Placed[AnyVariant]] = []
-    tokens = held = 0
-    for number, variant in enumerate(variants, start=first + 1):
-        placement = place(variant, reference, settings.windows)
-        chunk.append((variant, placement))
-        tokens += settings.tokens(placement.site) if placement.site else 0
-        held += variant.held_bytes + placement.held_bytes
-        if tokens >= settings.chunk_tokens or held >= _CHUNK_BYTES or number % settings.group_size == 0:
-            yield chunk
-            chunk = []
-            tokens = held = 0
-    if chunk:
-        yield chunk
-
-
 class Scorer:
     """Scores chunks of placed variants one after another; `work` adds up what that took."""
 
-    def __init__(self, model: "StripedHyena2", settings: Settings):
+    def __init__(self, model: "StripedHyena2", settings: ScoreSettings):
         self.model = model
         self.settings = settings
         self.work = Work()

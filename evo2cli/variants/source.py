@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from types import TracebackType
 
 from evo2cli.errors import UsageError, UserError
@@ -20,7 +21,7 @@ class VariantSource:
     `regions` and `beds` keep to the records that overlap them. A context manager.
     """
 
-    def __init__(self, path: str | None, snvs: str | None, regions: list[str], beds: list[str]):
+    def __init__(self, path: str | None, snvs: str | None, regions: Sequence[str] = (), beds: Sequence[str] = ()):
         if (path is None) == (snvs is None):
             raise UsageError("give either a VCF file IN or --all-snvs; see evo2 score-variants --help")
         if snvs is not None and (regions or beds):

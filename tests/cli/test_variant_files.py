@@ -160,7 +160,10 @@ def test_what_htslib_cannot_write_as_bcf_is_one_clear_line(evo2, tmp_path, fasta
     result = evo2("score-variants", tmp_path / "in.vcf", "-f", fasta, "-o", tmp_path / "out.bcf")
     assert result.code == 1
     assert result.err.splitlines()[-1].startswith(f"evo2: error: htslib cannot write {tmp_path}/out.bcf as BCF")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.vcf", "ref.fa", "ref.fa.fai"]
+    names = [".out.bcf.journal", ".out.bcf.partial", "in.vcf", "ref.fa", "ref.fa.fai"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert f"is kept as text in {tmp_path}/.out.bcf.partial" in result.err
+    assert (tmp_path / ".out.bcf.partial").read_text().splitlines()[-1].startswith("c1\t3\t.\tG\tA\t.\t.\tEVO2_DELTA=")
 
 
 def test_a_contig_too_long_for_tabix_gets_a_csi_index(evo2, tmp_path, fasta):

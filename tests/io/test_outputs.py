@@ -7,7 +7,8 @@ import pysam
 import pytest
 
 from evo2cli.errors import UserError
-from evo2cli.io.outputs import open_output
+from evo2cli.io.atomic import replacing
+from evo2cli.io.outputs import bgzip_file, index_vcf, open_output
 
 HEADER = b"##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 
@@ -16,9 +17,18 @@ def vcf(*places: tuple[str, int]) -> bytes:
     return HEADER + b"".join(f"{contig}\t{position}\t.\tA\tC\t.\t.\t.\n".encode() for contig, position in places)
 
 
-def write(path, data: bytes, **options) -> None:
-    with open_output(str(path), **options) as out:
+def write(path, data: bytes) -> None:
+    with open_output(str(path)) as out:
         out.write(data)
+
+
+def write_indexed(path, data: bytes) -> None:
+    text = path.with_name("text")
+    text.write_bytes(data)
+    with replacing(path) as temporary:
+        bgzip_file(text, temporary)
+        index_vcf(temporary, str(path))
+    text.unlink()
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -34,7 +44,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, error):
     (tmp_path / "out.vcf.gz").write_bytes(b"before")
 
     def fail():
-        with open_output(str(tmp_path / "out.vcf.gz"), bgzip=True, index=True) as out:
+        with open_output(str(tmp_path / "out.vcf.gz"), bgzip=True) as out:
             out.write(HEADER)
             raise error
 
@@ -59,7 +69,7 @@ def test_what_is_no_regular_file_is_written_in_place(tmp_path):
 
 def test_a_bgzipped_vcf_has_an_index(tmp_path):
     path = tmp_path / "out.vcf.gz"
-    write(path, vcf(("c1", 5), ("c1", 5), ("c1", 70000), ("c2", 1)), bgzip=True, index=True)
+    write_indexed(path, vcf(("c1", 5), ("c1", 5), ("c1", 70000), ("c2", 1)))
     assert path.read_bytes().endswith(bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000"))
     with pysam.TabixFile(str(path)) as file:
         assert len(list(file.fetch("c1", 69999, 70001))) == 1
@@ -68,7 +78,7 @@ def test_a_bgzipped_vcf_has_an_index(tmp_path):
 
 
 def test_a_contig_too_long_for_tabix_has_a_csi_index(tmp_path):
-    write(tmp_path / "out.vcf.gz", vcf(("c1", 5), ("c1", 2**30)), bgzip=True, index=True)
+    write_indexed(tmp_path / "out.vcf.gz", vcf(("c1", 5), ("c1", 2**30)))
     with pysam.VariantFile(str(tmp_path / "out.vcf.gz")) as file:
         assert [record.pos for record in file.fetch("c1", 2**30 - 2, 2**30 + 2)] == [2**30]
     assert sorted(os.listdir(tmp_path)) == ["out.vcf.gz", "out.vcf.gz.csi"]
@@ -77,8 +87,8 @@ def test_a_contig_too_long_for_tabix_has_a_csi_index(tmp_path):
 @pytest.mark.parametrize("places", [[("c1", 9), ("c1", 5)], [("c1", 5), ("c2", 5), ("c1", 6)]])
 def test_an_unsorted_file_is_written_without_an_index_and_an_old_index_goes(tmp_path, caplog, places):
     path = tmp_path / "out.vcf.gz"
-    write(path, vcf(("c1", 5)), bgzip=True, index=True)
-    write(path, vcf(*places), bgzip=True, index=True)
+    write_indexed(path, vcf(("c1", 5)))
+    write_indexed(path, vcf(*places))
     assert gzip.decompress(path.read_bytes()) == vcf(*places)
     assert os.listdir(tmp_path) == ["out.vcf.gz"]
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
@@ -94,7 +104,7 @@ def test_an_index_without_room_is_said_and_not_left_half_written(tmp_path, caplo
 
     monkeypatch.setattr("pysam.tabix_index", tabix_index)
     path = tmp_path / "out.vcf.gz"
-    write(path, vcf(("c1", 5)), bgzip=True, index=True)
+    write_indexed(path, vcf(("c1", 5)))
     assert gzip.decompress(path.read_bytes()) == vcf(("c1", 5))
     assert os.listdir(tmp_path) == ["out.vcf.gz"]
     assert "no room for its index; make room, then: bcftools index" in caplog.text

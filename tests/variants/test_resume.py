@@ -15,7 +15,7 @@ from fake_model import CONTIG, FakeModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evo2cli.variants import scoring
+from evo2cli.variants import chunks
 from stripedhyena2 import Config, save_model
 from stripedhyena2.initialization import new_model
 
@@ -95,6 +95,37 @@ def test_a_changed_input_or_setting_is_not_resumed(evo2, genome, interrupted):
     assert evo2(*command).code == 0
 
 
+def edit_reference(model):
+    Path("ref.fa").write_text(f">c1\n{CONTIG.replace('ACAGCC', 'ACTGCC')}\n")
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "edit", "named"),
+    [
+        (["--tile"], [], None, "tile True, not False"),
+        (["--right-context", 3], [], None, "right_context 3, not None"),
+        (["--plot", "out.html"], [], None, "plot True, not False"),
+        ([], [], lambda model: setattr(model.config, "context", 64), "configuration context 32, not 64"),
+        ([], [], lambda model: setattr(model.source, "checksum", "1" * 64), "checksum 0000"),
+        ([], [], edit_reference, "ref.fa is not what the interrupted run read"),
+    ],
+)
+def test_a_run_on_something_else_is_not_resumed_and_the_difference_is_named(
+    evo2, genome, dying, model, first, then, edit, named
+):
+    command = ("score-variants", "in.vcf", "-f", "ref.fa", *SMALL, "-o", "out.vcf", "--resume")
+    dying(60)
+    with pytest.raises(Killed):
+        evo2(*command, *first)
+    dying(10**9)
+    if edit:
+        edit(model)
+    refused = evo2(*command, *then)
+    assert refused.code == 1
+    assert named in refused.err.splitlines()[-1]
+    assert not Path("out.vcf").exists()
+
+
 @pytest.mark.parametrize("output", FORMATS)
 @pytest.mark.parametrize("options", [(), ("--tile",), ("-r", "c1:5-60")])
 def test_shards_joined_are_the_whole(evo2, genome, output, options):
@@ -130,7 +161,7 @@ def records(*paths: str) -> list[str]:
 
 
 def test_more_shards_than_groups_leave_some_empty(evo2, genome, monkeypatch):
-    monkeypatch.setattr(scoring, "_GROUP_VARIANTS", 25)
+    monkeypatch.setattr(chunks, "_GROUP_VARIANTS", 25)
     command = ("score-variants", "in.vcf", "-f", "ref.fa", "--window", 16, "-O", "tsv")
     whole = evo2(*command)
     parts = [evo2(*command, "--shard", f"{number}/5") for number in range(1, 6)]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from evo2cli.inference.likelihood import log_likelihoods
 from evo2cli.io.fasta import Reference
 from evo2cli.variants import scoring, tiles
-from evo2cli.variants.scoring import Scorer, Settings, chunks, default_window, score_variants
+from evo2cli.variants.chunks import chunks, group_size
+from evo2cli.variants.scoring import Scorer, ScoreSettings, default_window, score_variants
 from evo2cli.variants.variant import Status, Variant, Windows
 from stripedhyena2 import Config
 from stripedhyena2.initialization import new_model
@@ -131,7 +132,7 @@ EXACT = new_model(STRIPED, seed=1).double().eval()
 def test_work_is_counted_as_the_model_sees_it(model, monkeypatch, tile):
     monkeypatch.setattr(tiles, "_MIN_BLOCK", 4)
     records = [Variant("c1", p, CONTIG[p], ("A" if CONTIG[p] != "A" else "C", "GG")) for p in (20, 21, 25)]
-    settings = Settings(Windows(32, tile), batch_tokens=1)
+    settings = ScoreSettings(Windows(32, tile), batch_tokens=1)
     scorer = Scorer(model, settings)
     for chunk in chunks(records, REFERENCE, settings):
         scorer.score([placement for _, placement in chunk])
@@ -154,10 +155,10 @@ def test_scores_from_a_group_on_are_the_same_to_the_last_bit(monkeypatch, tile, 
     # What shards and resumed runs rely on.
     model = new_model(STRIPED, seed=1).eval()
     records = [Variant("c1", p, CONTIG[p], ("GAT", "C")[: 1 + p % 2]) for p in range(len(CONTIG))]
-    settings = Settings(Windows(40, tile), right_context=right_context, batch_tokens=150)
+    settings = ScoreSettings(Windows(40, tile), right_context=right_context, batch_tokens=150)
     parts = list(chunks(records, REFERENCE, settings))
     whole = [score for part in parts for score in Scorer(model, settings).score([p for _, p in part])]
-    firsts = {0, settings.group_size, 2 * settings.group_size, *accumulate(len(part) for part in parts)}
+    firsts = {0, group_size(settings), 2 * group_size(settings), *accumulate(len(part) for part in parts)}
     assert len(firsts) > 4
     for first in firsts:
         scorer = Scorer(model, settings)
@@ -199,7 +200,7 @@ def test_a_sequence_of_one_token_has_likelihood_zero(model):
 
 
 def test_input_is_read_no_further_than_a_chunk_ahead(model, monkeypatch):
-    monkeypatch.setattr(scoring, "_GROUP_VARIANTS", 10)
+    monkeypatch.setattr("evo2cli.variants.chunks._GROUP_VARIANTS", 10)
     read = []
 
     def endless():
@@ -215,7 +216,7 @@ def test_input_is_read_no_further_than_a_chunk_ahead(model, monkeypatch):
 
 @pytest.mark.parametrize("limit", ["_CHUNK_BYTES", "_CHUNK_BATCHES"])
 def test_long_records_and_long_sequences_end_a_chunk_early(model, monkeypatch, limit):
-    monkeypatch.setattr(scoring, limit, 1)
+    monkeypatch.setattr(f"evo2cli.variants.chunks.{limit}", 1)
     read = []
     records = (read.append(number) or Variant("c1", 40, CONTIG[40], ("AC",)) for number in range(100))
     next(score_variants(records, REFERENCE, model, batch_tokens=64))

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evo2cli.distributed import World
 from evo2cli.errors import UsageError
-from evo2cli.variants.run import Tally
-from evo2cli.variants.sharding import Shard
-from evo2cli.variants.sinks import open_sink
+from evo2cli.variants.chunks import Shard
+from evo2cli.variants.formats import FORMATS
+from evo2cli.variants.output import open_run_output
+from evo2cli.variants.tally import Tally
 from evo2cli.variants.variant import Status
 
 
@@ -44,15 +44,16 @@ def test_the_first_process_gathers_text_and_tallies_of_all(tmp_path):
         Tally(1, Counter({Status.NO_CONTIG: 1}), 1, 2, 6.5),
     ]
     with ExitStack() as stack:
-        sinks = [
-            stack.enter_context(open_sink(out, "tsv", World(rank, 3, rank, dp=3), resume=False)) for rank in range(3)
-        ]
-        for rank, (sink, tally) in enumerate(zip(sinks, tallies, strict=True)):
-            sink.begin({})
-            sink.write(f"rank {rank}\n".encode())
-            sink.checkpoint({**tally.progress(), "digest": ""})
-        whole = sinks[0].gather(tallies[0])
-        sinks[0].deliver(index=False)
+        opened = [open_run_output(out, FORMATS["tsv"], part=rank, parts=3, resume=False) for rank in range(3)]
+        outputs = [stack.enter_context(output) for output in opened]
+        for rank, (output, tally) in enumerate(zip(outputs, tallies, strict=True)):
+            output.begin({})
+            output.write(f"rank {rank}\n".encode())
+            output.checkpoint({"tally": tally.to_json()})
+        whole = tallies[0]
+        for entry in outputs[0].gather():
+            whole.merge(Tally.from_json(entry["tally"]))
+        outputs[0].deliver(index=False)
     # processes run beside each other: the slowest one's seconds are those of all
     assert whole == Tally(6, Counter({Status.OK: 4, Status.NO_CONTIG: 2}), 111, 167, 9.0)
     assert (tmp_path / "out.tsv").read_text() == "rank 0\nrank 1\nrank 2\n"
