@@ -8,11 +8,12 @@ from evo2cli.io.sequences import encode_nucleotides, encode_tagged
 
 @pytest.mark.parametrize("prefix", ["", "|d__Bacteria;s__Escherichia coli|", "+~", "+", "|d__Viruses|+~"])
 def test_what_conditions_the_model_keeps_its_letters_and_is_not_a_base(prefix):
-    assert encode_tagged(f"{prefix}acgt", "s") == (f"{prefix}ACGT".encode(), len(prefix))
-    assert encode_nucleotides(f"{prefix}acgt", "s") == f"{prefix}ACGT".encode()
+    assert encode_tagged(f"{prefix}acgt", "s") == (prefix.encode(), b"ACGT")
+    record = encode_nucleotides("name", f"{prefix}acgt", "s")
+    assert (record.tag, record.tokens, record.tagged) == (prefix.encode(), b"ACGT", f"{prefix}ACGT".encode())
 
 
 @pytest.mark.parametrize("sequence", ["AC+~GT", "ACGT~", "+~|d__Viruses|ACGT"])
 def test_it_stands_in_front(sequence):
     with pytest.raises(UserError, match="is no nucleotide"):
-        encode_nucleotides(sequence, "s")
+        encode_nucleotides("name", sequence, "s")

@@ -96,7 +96,7 @@ def test_a_changed_input_or_setting_is_not_resumed(evo2, genome, interrupted):
 
 
 def edit_reference(model):
-    Path("ref.fa").write_text(f">c1\n{CONTIG.replace('ACAGCC', 'ACTGCC')}\n")
+    Path("ref.fa").write_text(f">c1\n{CONTIG.replace('TTGACC', 'TTGAGC')}\n")
 
 
 @pytest.mark.parametrize(
