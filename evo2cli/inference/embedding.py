@@ -111,8 +111,8 @@ def embed(
     result but by rounding. Blocks behind the last layer asked for are not run.
 
     Args:
-        sequences: each as what the model reads first, such as a phylogenetic tag or nothing, which has no values, and
-            the bases. It is read first in every window, too.
+        sequences: pairs of what the model reads first in every window (a phylogenetic tag, or nothing), which has no
+            values, and the bases.
         window: where not 0, longer sequences are read in windows of this many bases that begin every window - overlap
             bases. A base is taken from the first window that has it, which is where the most bases stand before it:
             all there are in the first window, at least `overlap` in the others.
@@ -124,7 +124,7 @@ def embed(
         (number, rows); values float32 or better; a sequence of no bases has one piece of no rows.
 
     Raises:
-        NotFiniteError: a layer asked for puts out what is no number.
+        NotFiniteError: a requested layer's output is NaN or infinite.
     """
     chunk = chunk or chunk_length(model)
     for batch in _batches(sequences, min(chunk, window or chunk)):

@@ -26,7 +26,7 @@ from stripedhyena2 import ModelState, StripedHyena2
 from stripedhyena2.layers.linear import packed
 
 TOKENS_TO_PACK_FOR = 32
-"""Packing takes about what ten tokens do, and saves a quarter of every one."""
+"""Packing takes as long as about ten tokens and saves a quarter of each."""
 STATE_COPIES = 2
 """A state exists twice while its keys and values move to a larger buffer, or into another batch."""
 
@@ -59,7 +59,7 @@ def generate(
         prefill_chunk, cuda_graph: as in `Engine`.
 
     Raises:
-        NotFiniteError: the model predicts what is no number.
+        NotFiniteError: the model's output is NaN or infinite.
         RequestTooLarge: a sample of the longest prompt would not fit into the memory.
     """
     engine = Engine(model, batch_size=batch_size, prefill_chunk=prefill_chunk, cuda_graph=cuda_graph)
@@ -87,7 +87,7 @@ def generate(
 
 
 def fast_layers(model: StripedHyena2, n_tokens: int) -> AbstractContextManager[None]:
-    """Weights laid out for decoding, where there are tokens enough to win back the time, and memory enough."""
+    """Lay weights out for decoding if there are enough tokens to win the time back, and enough memory."""
     weights = sum(p.nbytes for p in model.parameters())
     spare = n_tokens >= TOKENS_TO_PACK_FOR and free_memory(next(model.parameters()).device) > 2 * weights
     return packed(model) if spare else nullcontext()
@@ -95,8 +95,8 @@ def fast_layers(model: StripedHyena2, n_tokens: int) -> AbstractContextManager[N
 
 @dataclass(eq=False)
 class _Job:
-    """A request, and how far it has come. Of its samples, `joined` are in the batch or have left it; `placed` more have
-    a place there and wait for the prompt to be run."""
+    """A request and its progress. `joined` of its samples are in the batch or have left it; `placed` more have a place
+    reserved there and wait for the prompt."""
 
     request: Request
     client: Hashable
@@ -115,7 +115,7 @@ class _Job:
 
     @property
     def holds_prompt(self) -> bool:
-        """Whether the prompt's state takes memory: it has begun to be run, and samples are yet to start from it."""
+        """Whether the prompt's state takes memory: it was started, and samples are still to continue from it."""
         return self.placed > 0 or 0 < self.joined < self.request.num_samples
 
 
@@ -126,23 +126,23 @@ class _Row:
 
 
 class Engine:
-    """A queue of requests over one model. It has no thread: `step` does a unit of work, `submit` and `cancel` may be
-    called between two steps or from a request's `on_token`, all by one thread.
+    """A queue of requests for one model. It has no thread: `step` does one unit of work. `submit` and `cancel` may be
+    called between steps or from a request's `on_token`, always by the same thread.
 
-    A request waits until there are places in the batch and memory for at least one of its samples. Places and the
-    tokens of prompts go to the client that was served the fewest tokens, in the order of arrival among its requests.
-    None overtakes one whose turn it is, so that a large one waits no longer than the rows that run now do. A sample
-    depends on its request alone.
+    A request waits until there are places in the batch and memory for at least one of its samples. The next places and
+    prompt tokens go to the client that was served the fewest tokens so far; requests of one client are served in order.
+    Nothing overtakes the request whose turn it is, so a large one waits only for rows that are running already. A
+    sample depends on its request alone.
 
     Args:
         model: on its device, in eval mode.
         batch_size: rows decoded at once.
         prefill_chunk: tokens of a prompt run at once; None: as many as `chunk_length` finds room for.
-        prefill_tokens: tokens of prompts run between two steps of decoding, at least one chunk, which is no longer than
-            this; None: all that have places.
-        memory: bytes that the states of requests may take; None: three quarters of what is free now. The rest is what a
-            chunk works in.
-        cuda_graph: let a GPU decode under a CUDA graph, where the same rows go on for a while.
+        prefill_tokens: prompt tokens to run between two decoding steps, at least one chunk, which is no longer than
+            this; None: all prompts that have places.
+        memory: bytes that the states of requests may take; None: three quarters of what is free now. A chunk works in
+            the rest.
+        cuda_graph: decode under a CUDA graph on a GPU while the same rows continue.
     """
 
     def __init__(
@@ -190,10 +190,10 @@ class Engine:
         return prompt, STATE_COPIES * row
 
     def submit(self, request: Request) -> None:
-        """Take a request on.
+        """Add a request to the queue.
 
         Raises:
-            RequestTooLarge: one sample of it would not fit into the memory; nothing was allocated.
+            RequestTooLarge: a single sample would not fit into memory; nothing was allocated.
         """
         if not request.context:
             raise ValueError("a prompt needs at least one token")
@@ -207,14 +207,14 @@ class Engine:
             self._jobs.append(job)
 
     def cancel(self, request: Request) -> None:
-        """Drop a request and all its samples before the next step does anything else; none of them comes any more."""
+        """Drop a request and all its samples at the start of the next step; no more of them are returned."""
         for job in [*self._jobs, *(row.job for row in self._rows)]:
             if job.request is request:
                 job.cancelled = True
 
     @torch.inference_mode()
     def step(self) -> list[Sample]:
-        """Admit requests, run some tokens of their prompts, and then a token of every row: the samples that ended."""
+        """Admit requests, run some prompt tokens, then one token of every row. Returns the samples that ended."""
         self._drop_cancelled()
         self._admit()
         ended = self._prefill()
@@ -230,7 +230,7 @@ class Engine:
         return min(jobs, key=lambda job: self._turns.served(job.client))
 
     def _admit(self) -> None:
-        """Give the free places, and memory with them."""
+        """Hand out the free places, and reserve memory for them."""
         while jobs := [job for job in self._jobs if job.unplaced]:
             job = self._next(jobs)
             places = self._places(job)
@@ -239,19 +239,19 @@ class Engine:
             job.placed += places
 
     def _places(self, job: _Job) -> int:
-        """How many samples of a job there are places and memory for."""
+        """How many samples of a job can be given a place: by the batch, and by memory."""
         places = self.batch_size - len(self._rows) - sum(other.placed for other in self._jobs)
         memory = self.memory - self.reserved - (0 if job.holds_prompt else job.prompt_bytes)
         return min(places, job.unplaced, memory // job.row_bytes)
 
     @property
     def reserved(self) -> int:
-        """Bytes that are kept for the requests being run, for as long as they may become."""
+        """Bytes reserved for the requests being run, at the greatest length they may reach."""
         rows = sum(row.job.row_bytes for row in self._rows)
         return rows + sum(job.placed * job.row_bytes + job.holds_prompt * job.prompt_bytes for job in self._jobs)
 
     def _prefill(self) -> list[Sample]:
-        """Run tokens of prompts; samples start where a prompt is done. Those that are to get no tokens have ended."""
+        """Run prompt tokens; samples join the batch when their prompt is done. Returns those that ask for no tokens."""
         left = math.inf if self.prefill_tokens is None else self.prefill_tokens
         ended: list[Sample] = []
         while left > 0 and (jobs := [job for job in self._jobs if job.placed]):
@@ -263,7 +263,7 @@ class Engine:
         return ended
 
     def _run_piece(self, job: _Job) -> int:
-        """Run the next chunk of a prompt; the number of tokens."""
+        """Run the next chunk of a prompt. Returns its number of tokens."""
         request = job.request
         if job.pieces is None:
             before = request.after.state if request.after else None
@@ -276,7 +276,7 @@ class Engine:
         return tokens
 
     def _join(self, job: _Job, logits: Tensor, state: ModelState) -> list[Sample]:
-        """Let the samples that have places start from their prompt."""
+        """Add the samples that have places to the batch, after their prompt."""
         first, n = job.joined, job.placed
         job.joined, job.placed = first + n, 0
         if not job.unplaced:
@@ -297,7 +297,7 @@ class Engine:
         return []
 
     def _decode(self) -> list[Sample]:
-        """Draw the next token of every row, let rows that have ended leave, and run the tokens of the others."""
+        """Draw the next token of every row, remove rows that have ended, and run the tokens of the others."""
         if not self._rows:
             return []
         self._draw(cast(Tensor, self._logits))
@@ -337,7 +337,7 @@ class Engine:
         return tokens
 
     def _keep(self, which: list[bool]) -> None:
-        """Let the other rows leave the batch."""
+        """Remove the other rows from the batch."""
         if all(which):
             return
         self._rows = [row for row, stays in zip(self._rows, which, strict=True) if stays]

@@ -1,4 +1,4 @@
-"""Where a model's numbers end: what to say when it puts out NaN or infinity in place of a prediction."""
+"""What to report when a model's output is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from stripedhyena2.parallel import SplitModel
 
 
 class NotFiniteError(UserError):
-    """A model's output is NaN or infinite; the message names the first layer that is at fault."""
+    """A model's output is NaN or infinite; the message names the first layer affected."""
 
 
 def not_finite(model: StripedHyena2, tokens: bytes) -> NotFiniteError:
-    """The error to raise where a model has put out what is no number, somewhere in these tokens.
+    """The error to raise when a model's output is not finite somewhere in these tokens.
 
-    It runs them again to find the first layer, each process by itself.
+    Runs them again to find the first layer affected; under --cp each process does so by itself.
     """
     whole: StripedHyena2 = model.model if isinstance(model, SplitModel) else model
     for name, p in whole.named_parameters():
         if not bool(p.isfinite().all()):
             return NotFiniteError(
                 f"the model's weights hold NaN or infinity, first in layer {name.rpartition('.')[0]} ({name}); "
-                "the checkpoint is damaged: get or train it again"
+                "the checkpoint is damaged; download or train it again"
             )
     layer = _first_layer(whole, tokens)
     where = "" if layer is None else f", first in layer {layer}"
@@ -38,7 +38,7 @@ def not_finite(model: StripedHyena2, tokens: bytes) -> NotFiniteError:
 @torch.inference_mode()
 def _first_layer(model: StripedHyena2, tokens: bytes) -> str | None:
     names = [name for name, _ in model.named_modules() if name and name != "blocks"]
-    with model.recording(names) as seen:  # in the order in which they run, what is inside before what is around it
+    with model.recording(names) as seen:  # in execution order, inner modules before outer ones
         for _, x, _ in stream(model, as_ids(tokens), chunk=LEAST):
             logits = model.logits(x)
             for name, values in [*seen.items(), ("unembedding", logits)]:

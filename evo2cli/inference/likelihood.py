@@ -1,7 +1,7 @@
 """Log-likelihoods of sequences: natural, log p(token | those before it) added up over all tokens but the first.
 
-Sequences that share their beginnings go on from one `Context`, so that a beginning is run once. Log-probabilities are
-float32 (or the model's better precision), added up in float64.
+Sequences that share a beginning continue from one `Context`, so that the beginning is run once. Log-probabilities are
+float32 (or the model's precision where that is better), summed in float64.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def log_p(logits: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Context:
-    """Equally long sequences that a model has read, one a row: what it takes to go on from them.
+    """Sequences of equal length that a model has read, one per row, and what is needed to continue them.
 
-    `logits` (B, V) are those of the next token, None where nothing was read. `log_likelihoods` (B,), float64.
+    `logits` (B, V) predict the next token; None before the first token. `log_likelihoods` (B,), float64.
     """
 
     state: ModelState
@@ -49,29 +49,29 @@ class Context:
 
 
 def no_context(model: StripedHyena2, rows: int) -> Context:
-    """Before the first token of so many sequences."""
+    """The context before the first token of `rows` sequences."""
     zeros = torch.zeros(rows, dtype=torch.float64, device=next(model.parameters()).device)
     return Context(model.initial_state(rows), None, zeros)
 
 
 @torch.inference_mode()
 def read(model: StripedHyena2, sequences: Sequence[bytes]) -> Context:
-    """The context that equally long sequences make."""
+    """The context after sequences of equal length."""
     context = no_context(model, len(sequences))
-    return _go_on(model, context, sequences) if sequences[0] else context
+    return _continued(model, context, sequences) if sequences[0] else context
 
 
 @torch.inference_mode()
 def follow(model: StripedHyena2, context: Context, suffixes: Sequence[bytes]) -> Tensor:
     """The log-likelihood (B,), float64, of each row of the context followed by its suffix, which is not empty."""
-    return _go_on(model, context, suffixes).log_likelihoods
+    return _continued(model, context, suffixes).log_likelihoods
 
 
-def _go_on(model: StripedHyena2, context: Context, suffixes: Sequence[bytes]) -> Context:
-    """The context after the suffixes; where they differ in length, only its log-likelihoods mean anything."""
+def _continued(model: StripedHyena2, context: Context, suffixes: Sequence[bytes]) -> Context:
+    """The context after the suffixes. If their lengths differ, only its log-likelihoods are meaningful."""
     ids = torch.from_numpy(pad(suffixes)).to(context.log_likelihoods.device)
     logits, state = model.extend(ids, context.state)
-    # Row by row, because the log-probabilities of all 512 tokens take as much memory as the logits.
+    # row by row: the log-probabilities of all 512 tokens take as much memory as the logits
     sums = [
         log_p(row[: len(suffix) - 1], targets[1 : len(suffix)]).sum(dtype=torch.float64)
         for row, targets, suffix in zip(logits, ids, suffixes, strict=True)
@@ -88,8 +88,8 @@ def log_likelihoods(
 ) -> dict[tuple[bytes, bytes], float]:
     """The log-likelihood of prefix + suffix for every prefix and each of its suffixes, by (prefix, suffix).
 
-    The prefix is run once. A batch holds at most `batch_tokens` tokens, padding included, or one sequence.
-    `conditional` leaves out the prefix's own: it is that of the suffix given the prefix.
+    The prefix is run once. A batch holds at most `batch_tokens` tokens, padding included, or one sequence. With
+    `conditional`, the log-likelihood is that of the suffix given the prefix.
     """
     totals: dict[tuple[bytes, bytes], float] = {}
     groups: list[Group] = [(prefix, sorted(set(following), key=_by_length)) for prefix, following in suffixes.items()]
@@ -101,25 +101,24 @@ def log_likelihoods(
 
 @contextmanager
 def room_for_batch(rows: int, length: int) -> Iterator[None]:
-    """Turn a device's lack of memory into a UserError that names the batch."""
+    """Turn running out of memory into a UserError that names the batch."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"the device has not enough memory for a batch of {rows} x {length} tokens; "
-            "lower --batch-tokens or --window"
+            f"not enough memory for a batch of {rows} x {length} tokens; use a smaller --batch-tokens or --window"
         ) from None
 
 
 def _by_length(tokens: bytes) -> tuple[int, bytes]:
-    """Longest first; ties in byte order, so that a run can be repeated to the last bit."""
+    """Longest first; ties in byte order, so that runs are reproducible to the last bit."""
     return (-len(tokens), tokens)
 
 
 def _prefix_batches(groups: list[Group], batch_tokens: int) -> Iterator[list[Group]]:
-    """Groups whose prefixes are equally long, so that one state fits all rows."""
+    """Groups whose prefixes have the same length, so that one state serves all rows."""
     groups.sort(key=lambda group: _by_length(group[0]))
     for length, equal in groupby(groups, key=lambda group: len(group[0])):
         yield from _slices(list(equal), batch_tokens // max(length, 1))

@@ -1,4 +1,4 @@
-"""What was run before a prompt: a genome read once, and gone on from at any time."""
+"""A prefix that was run before a prompt: a genome read once, and continued at any time."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from stripedhyena2.layers.int8 import Int8Linear
 
 _FORMAT = "evo2 prefix 2"
 _ROUNDED: dict[str, type[nn.Module]] = {"--quantize int8": Int8Linear, "--fp8": FP8Linear}
-"""The layers that stand for dense ones, by the options that put them there."""
+"""The layers that replace dense ones, by option."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """Tokens that a model has run: the logits (1, V) of what follows them, and its state after them.
+    """Tokens that a model has run, the logits (1, V) of the next one, and the state after them.
 
-    `name` is what the sequence is called where it is written.
+    `name` is the sequence's name in output.
     """
 
     tokens: bytes
@@ -38,7 +38,7 @@ class Prefix:
     name: str = "prefix"
 
     def record(self, name: str, more: bytes) -> Record:
-        """The sequence that was run, behind its tag, with more bases behind it."""
+        """The sequence that was run and its tag, continued by more bases."""
         tag, sequence = (part.encode("latin-1") for part in split_tag(self.tokens.decode("latin-1")))
         return Record(name or self.name, sequence + more, tag)
 
@@ -54,7 +54,7 @@ class Prefix:
         """Read what `save` wrote.
 
         Raises:
-            UserError: the file is not a state, was changed, or is of another model or of one that computes otherwise.
+            UserError: the file is not a state, was changed, or was made with another model or other options.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -64,7 +64,7 @@ class Prefix:
                     what = "a state of an older version of evo2" if older else "not a state of evo2"
                     raise UserError(f"{path} is {what}; make one with evo2 generate --save-state")
                 _require_same(path, about, _identity(model))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot read the state {path}: {error}; check the path, or make it again") from None
         wrong = _misfit(tensors, model)
@@ -79,14 +79,14 @@ class Prefix:
 
 
 def run_prefix(model: StripedHyena2, tokens: bytes, after: Prefix | None = None, chunk: int | None = None) -> Prefix:
-    """The prefix that these tokens make, behind another one if there is one; not both may be empty."""
+    """The prefix of these tokens, after another prefix if there is one; not both may be empty."""
     if after is None:
         return Prefix(tokens, *prefill(model, tokens, chunk=chunk))
     return Prefix(after.tokens + tokens, *prefill(model, tokens, after.state, chunk)) if tokens else after
 
 
 def _identity(model: StripedHyena2) -> dict[str, str]:
-    """What a state depends on, beside its tokens."""
+    """What a state depends on besides its tokens."""
     layers = {type(module) for module in model.modules()}
     rounded = [option for option, layer in _ROUNDED.items() if layer in layers]
     return {
@@ -112,7 +112,7 @@ def _require_same(path: str | Path, theirs: dict[str, str], ours: dict[str, str]
 
 
 def _misfit(tensors: dict[str, Tensor], model: StripedHyena2) -> str | None:
-    """In what the tensors of a file are not those of a state of this model; None where they are."""
+    """How the tensors of a file differ from those of a state of this model; None if they do not."""
     if "tokens" not in tensors or tensors["tokens"].dim() != 1:
         return "it has no tokens"
     n = len(tensors["tokens"])

@@ -48,10 +48,10 @@ def profile(
     unless tokens stand `before` the sequence; `both` gives it the other strand's.
 
     Args:
-        before: what the model reads first, as it is, on either strand, such as a phylogenetic tag. It has no values.
+        before: what the model reads first, unchanged on either strand, such as a phylogenetic tag. It has no values.
 
     Raises:
-        NotFiniteError: the model's prediction is no number.
+        NotFiniteError: the model's output is NaN or infinite.
     """
     profiles = []
     if strand in ("+", "both"):
@@ -69,7 +69,7 @@ def _mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _read(model: StripedHyena2, before: bytes, tokens: bytes, chunk: int | None) -> Profile:
-    """Of the tokens, on the strand that is written."""
+    """The profile of the tokens as given, read after `before`."""
     whole = before + tokens
     split = isinstance(model, SplitModel) and len(whole) > 1
     p = _read_split(model, whole) if split else _read_stream(model, whole, chunk)

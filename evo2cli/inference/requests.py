@@ -1,4 +1,4 @@
-"""What is asked of the engine, what comes of it, and whose turn it is."""
+"""Requests to the engine, the samples they get, and whose turn is next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evo2cli.io.tokens import EOD
 
 
 class RequestTooLarge(UserError):
-    """A request that would not fit into the engine's memory even if it were alone."""
+    """A request that would not fit into the engine's memory even alone."""
 
 
 @dataclass
@@ -23,8 +23,8 @@ class Sample:
 
     `prompt` is the number of the request, `sample` its own number among those of the request. The log-probabilities are
     the model's own, before temperature and restrictions. `ended` says what ended the sample: length, eod (the model
-    ended the document), stop (a stop string; it is the end of `tokens`) or not_finite (the model's next prediction is
-    no number). `logits`, where they were asked for, has those (V,) that each token was drawn from, on the CPU.
+    ended the document), stop (a stop string; `tokens` ends in it) or not_finite (the model's output became NaN or
+    infinite). `logits`, if requested, holds those (V,) that each token was drawn from, on the CPU.
     """
 
     prompt: int
@@ -46,12 +46,12 @@ class Request:
     Attributes:
         prompt: at least one token, or none where there is an `after`.
         n_tokens: the most tokens a sample gets.
-        number: what its samples are told apart by from those of other requests.
-        after: what stands before the prompt and has been run already.
+        number: identifies its samples among those of other requests.
+        after: what precedes the prompt and has been run already.
         stop: a sample ends when it ends in one of these.
         keep_logits: keep every token's logits in its sample.
         on_token: called with every token as it is drawn, and the sample it belongs to.
-        client: who asks; clients share the model by tokens. None: a client of its own.
+        client: whom it is for; clients share the model by tokens. None: a client of its own.
     """
 
     prompt: bytes
@@ -81,10 +81,10 @@ class Request:
 
 
 class Turns:
-    """Tokens that were run for each client: it is the turn of the one for whom the fewest were.
+    """How many tokens were run for each client; the one with the fewest is next.
 
-    A client that comes, or comes back, begins at what the least served of those present has got: it neither waits for
-    what others have had nor is owed for the time when it was away.
+    A client that arrives, or returns, starts level with the least served of those present: it does not wait for what
+    others have had, and is owed nothing for the time it was away.
     """
 
     def __init__(self) -> None:

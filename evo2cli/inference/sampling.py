@@ -22,7 +22,7 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
 class Sampler:
     """How a token is drawn. Restrictions apply in the order of the fields; temperature 0 takes the likeliest token.
 
-    UsageError where the temperature is neither 0 nor one that keeps probabilities numbers.
+    UsageError for a temperature at which probabilities would not be finite.
     """
 
     alphabet: bytes | None = None
@@ -40,7 +40,7 @@ class Sampler:
 
     def probabilities(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (B, 256 or V), float64, in falling order, and the tokens they belong to, of logits (B, V)."""
-        scores = logits[:, :256].double()  # what stands above is no byte
+        scores = logits[:, :256].double()  # tokens above 255 are not bytes
         if self.alphabet is not None:
             allowed = torch.zeros(scores.shape[-1], dtype=torch.bool, device=scores.device)
             allowed[list(self.alphabet)] = True

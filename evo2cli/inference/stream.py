@@ -1,7 +1,6 @@
 """Feeding a sequence of any length to a model piece by piece, each continued from the state after the one before.
 
-Memory then does not grow with the sequence but for attention's keys and values. What is read at once changes a result
-by rounding alone.
+Only attention's keys and values grow with the sequence. The length of the pieces changes results by rounding alone.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ def stream(
     chunk: int | None = None,
     n_blocks: int | None = None,
 ) -> Iterator[tuple[slice, Tensor, ModelState]]:
-    """Run token ids (B, L) piece by piece, in the caller's gradient mode.
+    """Run token ids (B, L) through the model piece by piece, in the caller's gradient mode.
 
     Args:
-        ids: of any integer type, on any device: a piece is moved to the model's as it is run. Of no tokens, there is no
-            piece.
-        state: what to go on from; None is the start of a sequence.
+        ids: of any integer type, on any device; each piece is moved to the model's device as it is run. An empty
+            sequence has no pieces.
+        state: the state to continue from; None is the start of a sequence.
         chunk: tokens of each row to run at once; None: as many as `chunk_length` finds room for.
-        n_blocks: run only the first so many blocks; states are then of these alone.
+        n_blocks: run only the first n_blocks blocks; the states then cover those alone.
 
     Yields:
-        (positions, x, state): the columns of `ids` that were run, the residual stream (B, n, D) there after the last
-        block (`model.logits` makes logits of it), and the state after them.
+        (positions, x, state): the columns of `ids` that were run, the residual stream (B, n, D) after the last block
+        (`model.logits` turns it into logits), and the state after them.
     """
     rows, length = ids.shape
     if length == 0:
@@ -58,8 +57,8 @@ def stream(
 def prefill(
     model: StripedHyena2, tokens: bytes, state: ModelState | None = None, chunk: int | None = None
 ) -> tuple[Tensor, ModelState]:
-    """Run at least one token: logits (1, V) of what follows them all, and the state after them."""
-    for _, x, after in stream(model, as_ids(tokens), state, chunk=chunk):  # noqa: B007 (the last is what is asked for)
+    """Run at least one token: logits (1, V) of the next one, and the state after them."""
+    for _, x, after in stream(model, as_ids(tokens), state, chunk=chunk):  # noqa: B007 (only the last piece matters)
         pass
     return model.logits(x[:, -1:])[:, 0], after
 
@@ -72,10 +71,10 @@ def as_ids(tokens: bytes) -> Tensor:
 
 
 def chunk_length(model: StripedHyena2, rows: int = 1) -> int:
-    """Tokens to run at once, on the model's device, of each of so many sequences.
+    """How many tokens of each of `rows` sequences to run at once on the model's device.
 
-    Enough to keep the device busy, little enough to fit in its free memory. A power of two, so that free memory, which
-    changes from run to run, seldom changes it, and with it the rounding.
+    Enough to keep the device busy, and few enough to fit into its free memory. A power of two, so that free memory,
+    which varies from run to run, rarely changes it, and the rounding with it.
     """
     device, c = model.embedding.weight.device, model.config
     most = MOST.get(device.type, MOST["cpu"])

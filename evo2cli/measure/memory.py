@@ -51,7 +51,7 @@ def memory_in_use(device: torch.device) -> int:
 def needed(
     config: Config, dtype: torch.dtype, *, batch: int, length: int, chunk: int, devices: int = 1, int8: bool = False
 ) -> Memory:
-    """What `batch` sequences of `length` tokens need, run `chunk` tokens at a time, on each of so many devices.
+    """What `batch` sequences of `length` tokens need, run `chunk` tokens at a time, on each of `devices` devices.
 
     The working memory is an estimate: the largest tensors of a block that exist at a time.
     """
@@ -88,7 +88,7 @@ def state_bytes(model: StripedHyena2, batch: int, length: int) -> list[int]:
 
 
 def working_bytes(config: Config, dtype: torch.dtype, tokens: int) -> int:
-    """About what a forward pass over so many tokens holds beside weights and states, in its widest part: a mixer, an
+    """About what a forward pass over `tokens` tokens holds besides weights and states, in its widest part: a mixer, an
     MLP, or the logits and their softmax in float32."""
     c = config
     mixer, mlp, logits = 16 * c.d_model, 3 * c.d_mlp + 3 * c.d_model, 4 * c.vocab_size
@@ -96,9 +96,9 @@ def working_bytes(config: Config, dtype: torch.dtype, tokens: int) -> int:
 
 
 def kept_for_backward(loss: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
-    """Bytes of the tensors that autograd keeps of computing a loss, the parameters left out.
+    """Bytes of the tensors that autograd keeps for the backward pass of a loss, without the parameters.
 
-    On the meta device they are counted without being there.
+    On the meta device they are counted without being allocated.
     """
     own = {p.untyped_storage()._cdata for p in parameters}
     kept: dict[int, Tensor] = {}

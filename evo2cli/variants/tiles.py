@@ -20,7 +20,7 @@ _PAST_BATCHES = 4
 
 @dataclass(frozen=True)
 class ReferencePass:
-    """What a pass over `tokens` leaves: contexts every `block` tokens, and the log-likelihoods of all its beginnings.
+    """The result of a pass over `tokens`: contexts every `block` tokens, and the log-likelihoods of all prefixes.
 
     `log_likelihoods[n]` is that of the first n tokens, natural, added up in float64; that of one token is 0.
     """
@@ -28,17 +28,17 @@ class ReferencePass:
     tokens: bytes
     block: int
     contexts: list[Context]
-    """Of one row each; number n has read the first n blocks."""
+    """Of one row each; the nth has read the first n blocks."""
     log_likelihoods: list[float]
 
 
 Continuation = tuple[int, bytes]
-"""A sequence that follows the reference for so many tokens, and then goes on with these; they are not empty."""
+"""A sequence that follows the reference up to a position and then continues with these tokens, at least one."""
 
 
 @torch.inference_mode()
 def read_reference(model: StripedHyena2, tokens: bytes) -> ReferencePass:
-    """Run the model over `tokens`, block by block, alone: what it leaves does not depend on anything run beside it."""
+    """Run the model over `tokens` block by block, without neighbours in a batch, which would change the rounding."""
     block = max(_MIN_BLOCK, -(-len(tokens) // _MAX_STATES))
     contexts = [no_context(model, 1)]
     sums = [0.0, 0.0]
@@ -52,7 +52,8 @@ def read_reference(model: StripedHyena2, tokens: bytes) -> ReferencePass:
 
 
 def _log_p(before: Tensor | None, logits: Tensor, targets: Tensor) -> Tensor:
-    """Of targets (n,) by the logits (1, V) before them and their own (n, V); not of the first one after nothing."""
+    """Log p of targets (n,) from the logits (1, V) before them and their own (n, V); without logits before them, the
+    first target has none."""
     if before is None:
         return log_p(logits[:-1], targets[1:]).double()
     return log_p(torch.cat([before, logits[:-1]]), targets).double()

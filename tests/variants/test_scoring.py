@@ -239,7 +239,7 @@ def test_out_of_memory_says_what_to_do(device):
 
     from evo2cli.errors import UserError
 
-    with pytest.raises(UserError, match="1 x 3 tokens; lower --batch-tokens or --window"):
+    with pytest.raises(UserError, match="a batch of 1 x 3 tokens; use a smaller --batch-tokens or --window"):
         log_likelihoods(Full(), {b"ACG": [b"T"]}, 8)
 
 
