@@ -1,7 +1,9 @@
 """Causal depthwise convolutions for Hyena models, and a windowed recurrence, each continuing a sequence from a state.
 
 Every operator takes channel-last inputs (B, L, D) and an optional state and returns ``(y, state)``: running the pieces
-of a sequence in turn gives what one call on the whole gives.
+of a sequence in turn gives what one call on the whole gives. y has the inputs' dtype; sums are float32 or better. That
+holds inside `torch.autocast`, too, which changes nothing in an operator; `backward` belongs outside of it.
+
 A folder for each operator: its definition in `reference.py`, the same in plain PyTorch for any device in `torch.py`,
 its kernels in `triton.py`, and those as an operator of PyTorch's in `autograd.py`.
 """

@@ -5,8 +5,11 @@ where that is installed. Everything else goes to plain PyTorch: CPUs, older GPUs
 The environment variable HYENA_KERNELS_BACKEND, read once at import, forces one of the three.
 """
 
+import functools
 import importlib.util
 import os
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +32,28 @@ def require(condition: bool, message: str) -> None:
     """Raise ValueError(message) unless the condition, on an operator's arguments, holds."""
     if not condition:
         raise ValueError(message)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def full_precision(operator: Callable[P, R]) -> Callable[P, R]:
+    """Let an operator, whose first argument is a tensor, do the same inside torch.autocast as outside.
+
+    Autocast would round the matrix products of plain PyTorch to its dtype, and those of the Triton kernels not.
+    """
+
+    @functools.wraps(operator)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        first: Any = args[0] if args else next(iter(kwargs.values()))
+        kind = first.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            return operator(*args, **kwargs)
+        with torch.autocast(kind, enabled=False):
+            return operator(*args, **kwargs)
+
+    return run
 
 
 def backend(x: Tensor) -> str:

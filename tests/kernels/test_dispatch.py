@@ -128,6 +128,37 @@ def test_an_empty_batch(operator):
     assert x.grad.shape == x.shape
 
 
+@pytest.mark.parametrize("L", [1, 30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("operator", WEIGHTS)
+def test_autocast_changes_nothing(operator, dtype, L):
+    x, weights = inputs(operator, L=L)
+    run, leaves = getattr(hyena_kernels, operator), [t.requires_grad_() for t in weights.values()]
+    expected, state = run(x.to(dtype), **weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, after = run(x.to(dtype), **weights)
+        named, _ = run(**{"u" if operator.startswith("hyena") else "x": x.to(dtype)}, **weights)
+    assert y.dtype == dtype
+    assert torch.equal(y, expected)
+    assert torch.equal(named, expected)
+    torch.testing.assert_close(after, state, rtol=0, atol=0)
+    grads = [torch.autograd.grad(out.sum(), leaves, materialize_grads=True) for out in (y, expected)]
+    assert all(torch.equal(grad, exact) for grad, exact in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("operator", WEIGHTS)
+def test_autocast_compiles_without_a_graph_break(operator):
+    x, weights = inputs(operator)
+    expected, _ = getattr(hyena_kernels, operator)(x, **weights)
+
+    def run(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return getattr(hyena_kernels, operator)(x, **weights)[0]
+
+    y = torch.compile(run, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(y, expected)
+
+
 @pytest.mark.parametrize("operator", WEIGHTS)
 def test_compiled_without_a_graph_break(operator):
     x, weights = inputs(operator)

@@ -145,6 +145,16 @@ def test_gradients_are_the_same_every_time():
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(dtype):
+    a, u = inputs(2, 40, 2, dtype)
+    expected, state = swr(a, u)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, after = swr(a, u)
+    assert torch.equal(y, expected)
+    assert all(torch.equal(part, other) for part, other in zip(after, state, strict=True))
+
+
 def test_reference_backend_and_empty_batch(monkeypatch):
     a, u = inputs(0, 20, 2, torch.float32)
     y, _ = swr(a, u.requires_grad_())

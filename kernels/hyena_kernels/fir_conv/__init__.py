@@ -3,10 +3,11 @@
 from torch import Tensor
 
 from hyena_kernels import dispatch
-from hyena_kernels.dispatch import require
+from hyena_kernels.dispatch import full_precision, require
 from hyena_kernels.fir_conv import reference, torch
 
 
+@full_precision
 def fir_conv(x: Tensor, h: Tensor, *, skip: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Convolve groups of neighbouring channels with one causal filter each (arXiv:2503.01868, section 3).
 

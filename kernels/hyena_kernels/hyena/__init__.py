@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from hyena_kernels import dispatch
-from hyena_kernels.dispatch import require
+from hyena_kernels.dispatch import full_precision, require
 from hyena_kernels.hyena import reference, torch
 from hyena_kernels.hyena.reference import CoreState
 
@@ -38,6 +38,7 @@ def _fir(
     return torch.fir_core(u, w, bias, h, skip, state)
 
 
+@full_precision
 def hyena_se(
     u: Tensor, w: Tensor, h: Tensor, *, bias: Tensor | None = None, state: CoreState | None = None
 ) -> tuple[Tensor, CoreState]:
@@ -58,6 +59,7 @@ def hyena_se(
     return _fir(u, w, bias, h, None, state)
 
 
+@full_precision
 def hyena_mr(
     u: Tensor, w: Tensor, h: Tensor, skip: Tensor, *, bias: Tensor | None = None, state: CoreState | None = None
 ) -> tuple[Tensor, CoreState]:
@@ -65,6 +67,7 @@ def hyena_mr(
     return _fir(u, w, bias, h, skip, state)
 
 
+@full_precision
 def hyena_li(
     u: Tensor,
     w: Tensor,

@@ -3,10 +3,11 @@
 from torch import Tensor
 
 from hyena_kernels import dispatch
-from hyena_kernels.dispatch import require
+from hyena_kernels.dispatch import full_precision, require
 from hyena_kernels.modal_conv import reference, torch
 
 
+@full_precision
 def modal_conv(
     x: Tensor, log_poles: Tensor, residues: Tensor, *, skip: Tensor | None = None, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

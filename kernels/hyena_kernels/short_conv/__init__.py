@@ -3,10 +3,11 @@
 from torch import Tensor
 
 from hyena_kernels import dispatch
-from hyena_kernels.dispatch import require
+from hyena_kernels.dispatch import full_precision, require
 from hyena_kernels.short_conv import reference, torch
 
 
+@full_precision
 def short_conv(x: Tensor, w: Tensor, bias: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Convolve every channel with its own short causal filter (arXiv:2503.01868, section 2).
 

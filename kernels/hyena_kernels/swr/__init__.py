@@ -3,11 +3,12 @@
 from torch import Tensor
 
 from hyena_kernels import dispatch
-from hyena_kernels.dispatch import require
+from hyena_kernels.dispatch import full_precision, require
 from hyena_kernels.swr import reference, torch
 from hyena_kernels.swr.state import BLOCK, SWRState
 
 
+@full_precision
 def swr(a: Tensor, u: Tensor, state: SWRState | None = None) -> tuple[Tensor, SWRState]:
     """Run ``x_i = a_i x_{i-1} + u_i`` over a sliding window of one to two blocks of 16 tokens (arXiv:2512.13921).
 
