@@ -60,6 +60,8 @@ class Launch(NamedTuple):
     """How many programs."""
     sizes: dict[str, int]
     """Bytes of each tensor argument, by the kernel's name for it."""
+    integers: dict[str, int]
+    """The integer arguments, likewise."""
 
 
 class Resources(NamedTuple):
@@ -113,8 +115,10 @@ def compiling_for(capability: int) -> Iterator[list[Launch]]:
     run, before = JITFunction.run, tuned.target
 
     def compile_only(self, *args, grid, warmup, **kwargs):
-        sizes = {name: t.nbytes for name, t in zip(self.arg_names, args, strict=False) if isinstance(t, torch.Tensor)}
-        launches.append(Launch(run(self, *args, grid=grid, warmup=True, **kwargs), grid, sizes))
+        named = dict(zip(self.arg_names, args, strict=False))
+        sizes = {name: t.nbytes for name, t in named.items() if isinstance(t, torch.Tensor)}
+        integers = {name: n for name, n in named.items() if isinstance(n, int)}
+        launches.append(Launch(run(self, *args, grid=grid, warmup=True, **kwargs), grid, sizes, integers))
         return launches[-1].kernel
 
     driver.set_active(_Driver(capability))

@@ -46,12 +46,11 @@ def columns(GROUP: tl.constexpr, CW: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def input_tile(x, past, offset, row, c, live, L, K, D, HAS_STATE: tl.constexpr):
-    """Rows `row` (LB, N) of x, `offset` from where it points; rows before the sequence come from past (K - 1, D)."""
+def input_tile(x, past, offset, row, live, L, K, HAS_STATE: tl.constexpr):
+    """Rows `row` (LB, N), `offset` from where x points, and past for rows before the sequence."""
     tile = tl.load(x + offset, mask=live & (row >= 0) & (row < L), other=0.0)
     if HAS_STATE:
-        before = live & (row < 0) & (row > -K)
-        tile += tl.load(past + (row + (K - 1)) * D + c[None, :], mask=before, other=0.0)
+        tile += tl.load(past + offset, mask=live & (row < 0) & (row > -K), other=0.0)
     return tile
 
 
@@ -65,28 +64,30 @@ def forward_kernel(
     group, c, live, block = columns(GROUP, CW, N)
     live = live[None, :]
     batch = tl.program_id(2).to(tl.int64)
-    first = tl.program_id(1) * (N // CW * LB)
+    start = tl.program_id(1) * (N // CW * LB)
+    first = start.to(tl.int64)
     rel = block[None, :] * LB + tl.arange(0, LB)[:, None]
-    row = first + rel
+    row = start + rel
     SIGN: tl.constexpr = -1 if REVERSE else 1
+    # 64 bits say where the tile begins, 32 where an element lies in it
     origin = (batch * L + (L - 1 - first if REVERSE else first)) * D
     offset = SIGN * rel * D + c[None, :]
     x += origin
-    past += batch * (K - 1) * D
+    past += (batch * (K - 1) + (K - 1) + first) * D
     h += group * K
 
-    tile = input_tile(x, past, offset, row, c, live, L, K, D, HAS_STATE and not REVERSE)
+    tile = input_tile(x, past, offset, row, live, L, K, HAS_STATE and not REVERSE)
     acc = tl.zeros([LB, N], tl.float32)
     if HAS_SKIP:
         acc += tl.load(skip + c, mask=c < D, other=0.0)[None, :].to(tl.float32) * tile.to(tl.float32)
     acc = matmul(factor(h, 0, K, LB), tile, acc)
     for j in range(1, (K + LB - 2) // LB + 1):
-        tile = input_tile(x, past, offset - j * SIGN * LB * D, row - j * LB, c, live, L, K, D, HAS_STATE and not REVERSE)  # fmt: skip  # noqa: E501
+        tile = input_tile(x, past, offset - j * SIGN * LB * D, row - j * LB, live, L, K, HAS_STATE and not REVERSE)
         acc = matmul(factor(h, j, K, LB), tile, acc)
     tl.store(y + origin + offset, acc, mask=live & (row < L))
     if HAS_STATE and REVERSE:
-        at = (batch * (K - 1) + (K - 1) + (L - 1) - row) * D + c[None, :]
-        tl.store(ypast + at, acc, mask=live & (row >= L) & (row < L + K - 1))
+        ypast += (batch * (K - 1) + (K - 1) + (L - 1) - first) * D
+        tl.store(ypast + offset, acc, mask=live & (row >= L) & (row < L + K - 1))
 
 
 @triton.jit
@@ -103,24 +104,25 @@ def gram_kernel(
     per_batch = tl.cdiv(tl.cdiv(L, N // CW * LB), tiles)
     z, j, n_factors = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     batch = (z // per_batch).to(tl.int64)
-    first = (z % per_batch) * tiles * (N // CW * LB)
     rel = block[None, :] * LB + tl.arange(0, LB)[:, None]
-    x += (batch * L + first) * D
-    dy += (batch * L + first) * D
-    past += batch * (K - 1) * D
+    offset = rel * D + c[None, :]
+    x += batch * L * D
+    dy += batch * L * D
+    past += (batch * (K - 1) + (K - 1)) * D
     acc = tl.zeros([LB, LB], tl.float32)
     channel_sum = tl.zeros([N], tl.float32)
     for n in range(tiles):
-        row = first + n * (N // CW * LB) + rel
-        offset = (n * (N // CW * LB) + rel) * D + c[None, :]
-        tile = input_tile(x, past, offset - j * LB * D, row - j * LB, c, live, L, K, D, HAS_STATE)
-        grad = tl.load(dy + offset, mask=live & (row < L), other=0.0)
+        start = ((z % per_batch) * tiles + n) * (N // CW * LB)
+        row = start + rel
+        at = tl.cast(start, tl.int64) * D
+        tile = input_tile(x + at, past + at, offset - j * LB * D, row - j * LB, live, L, K, HAS_STATE)
+        grad = tl.load(dy + at + offset, mask=live & (row < L), other=0.0)
         acc = matmul(grad, tl.trans(tile), acc)
         if HAS_SKIP:
             channel_sum += tl.sum(grad.to(tl.float32) * tile.to(tl.float32), axis=0)
     i = tl.arange(0, LB)
     part = z * SPLITS + tl.program_id(0) % SPLITS
-    gram += ((part * splits + group).to(tl.int64) * n_factors + j) * (LB * LB)
+    gram += ((part.to(tl.int64) * splits + group) * n_factors + j) * (LB * LB)
     tl.store(gram + i[:, None] * LB + i[None, :], acc)
     if HAS_SKIP:  # noqa: SIM102 - a flag of the compiler's, a value of the kernel's
         if j == 0:
@@ -143,7 +145,7 @@ def diagonals_kernel(gram, dh, parts, K, n_factors, LB: tl.constexpr, ROWS: tl.c
     k = tl.program_id(1) * TAPS + tl.arange(0, TAPS)[None, :]
     acc = tl.zeros([ROWS, TAPS], tl.float32)
     for part in range(parts):
-        block = gram + (part * groups + group).to(tl.int64) * n_factors * (LB * LB)
+        block = gram + (tl.cast(part, tl.int64) * groups + group) * n_factors * (LB * LB)
         for start in tl.static_range(0, LB, ROWS):
             i = start + tl.arange(0, ROWS)[:, None]
             j = (k - i + (LB - 1)) // LB  # the one factor that holds tap k in its row i

@@ -35,14 +35,15 @@ def featurized(
 ):  # fmt: skip
     """One part of the featurized rows (LB, N), float32: rel counts from u's first row, row from the sequence's.
 
-    c (N,) are the part's channels in u; rows of u before the sequence are in past (W - 1, 3D).
+    c (N,) are the part's channels in u. Rows before the sequence are as far from past as others from u.
     """
     f = tl.zeros(row.shape, tl.float32)
     for k in tl.static_range(W):
         taps = tl.load(w + k * width + c, mask=live, other=0.0).to(tl.float32)
-        pointers = u + (rel - k) * width + c[None, :]
+        at = (rel - k) * width + c[None, :]
+        pointers = u + at
         if HAS_STATE:
-            pointers = tl.where(row >= k, pointers, past + (row - k + (W - 1)) * width + c[None, :])
+            pointers = tl.where(row >= k, pointers, past + at)
             inside = live[None, :] & (row >= 0) & (row < L)
         else:
             inside = live[None, :] & (row >= k) & (row < L)
@@ -57,13 +58,13 @@ def pregated(
     u, w, bias, featurizer_past, past, rel, row, c, live, L, D, K,
     W: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATE: tl.constexpr,
 ):  # fmt: skip
-    """P (LB, N) = x1 * v in u's dtype; rows before the sequence come from past (K - 1, D)."""
+    """P (LB, N) = x1 * v in u's dtype; rows before the sequence come from past, rel from where it points."""
     x1 = featurized(u, w, bias, featurizer_past, rel, row, D + c, live, L, 3 * D, W, HAS_BIAS, HAS_STATE)
     v = featurized(u, w, bias, featurizer_past, rel, row, 2 * D + c, live, L, 3 * D, W, HAS_BIAS, HAS_STATE)
     p = tl.where(row >= 0, x1 * v, 0.0).to(u.dtype.element_ty)
     if HAS_STATE:
         before = live[None, :] & (row < 0) & (row > -K)
-        p += tl.load(past + (row + (K - 1)) * D + c[None, :], mask=before, other=0.0)
+        p += tl.load(past + rel * D + c[None, :], mask=before, other=0.0)
     return p
 
 
@@ -78,13 +79,15 @@ def forward_kernel(
     SEGMENTS: tl.constexpr = N // CW
     batch = tl.program_id(2).to(tl.int64)
     start = tl.program_id(1) * (SEGMENTS * span)
-    u += (batch * L + start) * (3 * D)
-    y += (batch * L + start) * D
-    featurizer_past += batch * (W - 1) * (3 * D)
-    past += batch * (K - 1) * D
-    new += batch * (K - 1) * D
-    h += group * K
+    first = start.to(tl.int64)
     keep = L - (K - 1)  # the state is the inputs from here on
+    # 64 bits say where the segments begin, 32 where an element lies in them
+    u += (batch * L + first) * (3 * D)
+    y += (batch * L + first) * D
+    featurizer_past += (batch * (W - 1) + (W - 1) + first) * (3 * D)
+    past += (batch * (K - 1) + (K - 1) + first) * D
+    new += (batch * (K - 1) + first - keep) * D
+    h += group * K
     top = segment[None, :] * span + tl.arange(0, LB)[:, None]
 
     H0 = factor(h, 0, K, LB)
@@ -114,7 +117,7 @@ def forward_kernel(
             tl.store(y + rel * D + c[None, :], x2 * out, mask=live[None, :] & (row < L))
         if start + (SEGMENTS - 1) * span + (n + 1) * LB > keep:
             own = (row >= keep) & (row < tl.where(n < 0, 0, L))
-            tl.store(new + (row - keep) * D + c[None, :], p, mask=live[None, :] & own)
+            tl.store(new + rel * D + c[None, :], p, mask=live[None, :] & own)
 
 
 @triton.jit
@@ -127,14 +130,15 @@ def input_gradient_kernel(
     group, c, live, segment = columns(GROUP, CW, N)
     batch = tl.program_id(2).to(tl.int64)
     start = tl.program_id(1) * (N // CW * span)
-    u += (batch * L + start) * (3 * D)
-    df += (batch * L + start) * (3 * D)
-    dy += (batch * L + start) * D
-    featurizer_past += batch * (W - 1) * (3 * D)
-    dpast += batch * (K - 1) * D
-    dnew += batch * (K - 1) * D
-    h += group * K
+    first = start.to(tl.int64)
     keep = L - (K - 1)
+    u += (batch * L + first) * (3 * D)
+    df += (batch * L + first) * (3 * D)
+    dy += (batch * L + first) * D
+    featurizer_past += (batch * (W - 1) + (W - 1) + first) * (3 * D)
+    dpast += (batch * (K - 1) + (K - 1) + first) * D
+    dnew += (batch * (K - 1) + first - keep) * D
+    h += group * K
     top = segment[None, :] * span + tl.arange(0, LB)[:, None]
 
     H0 = factor(h, 0, K, LB, TRANSPOSED=True)
@@ -166,8 +170,9 @@ def input_gradient_kernel(
         if HAS_SKIP:
             dp += gain * dc.to(tl.float32)
         if HAS_DNEW:
-            at = (row - keep) * D + c[None, :]
-            dp += tl.load(dnew + at, mask=inside & (row >= keep) & (row > -K), other=0.0).to(tl.float32)
+            dp += tl.load(dnew + rel * D + c[None, :], mask=inside & (row >= keep) & (row > -K), other=0.0).to(
+                tl.float32
+            )
         if n >= 0:  # noqa: SIM102 - older interpreters know neither `and` nor `&` of two such conditions
             if step >= M - 1:
                 at = rel * (3 * D) + c[None, :]
@@ -177,8 +182,7 @@ def input_gradient_kernel(
                 tl.store(df + at + D, dp * v, mask=inside)
         if HAS_STATE:  # noqa: SIM102 - a flag of the compiler's, a value of the kernel's
             if n < 0:
-                at = (row + (K - 1)) * D + c[None, :]
-                tl.store(dpast + at, dp, mask=inside & (row < 0) & (row > -K))
+                tl.store(dpast + rel * D + c[None, :], dp, mask=inside & (row < 0) & (row > -K))
 
 
 @triton.jit
@@ -192,11 +196,12 @@ def weight_gradient_kernel(
     group, c, live, segment = columns(GROUP, CW, N)
     batch = tl.program_id(2).to(tl.int64)
     start = tl.program_id(1) * (N // CW * span)
-    u += (batch * L + start) * (3 * D)
-    df += (batch * L + start) * (3 * D)
-    dy += (batch * L + start) * D
-    featurizer_past += batch * (W - 1) * (3 * D)
-    past += batch * (K - 1) * D
+    first = start.to(tl.int64)
+    u += (batch * L + first) * (3 * D)
+    df += (batch * L + first) * (3 * D)
+    dy += (batch * L + first) * D
+    featurizer_past += (batch * (W - 1) + (W - 1) + first) * (3 * D)
+    past += (batch * (K - 1) + (K - 1) + first) * D
     h += group * K
     top = segment[None, :] * span + tl.arange(0, LB)[:, None]
 
@@ -241,7 +246,7 @@ def weight_gradient_kernel(
     groups = tl.num_programs(0) // SPLITS
     z = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
     part = z * SPLITS + tl.program_id(0) % SPLITS
-    gram += (part * groups + group).to(tl.int64) * (M * LB * LB) + i[:, None] * LB + i[None, :]
+    gram += (part.to(tl.int64) * groups + group) * (M * LB * LB) + i[:, None] * LB + i[None, :]
     tl.store(gram, G0)
     if M > 1:
         tl.store(gram + LB * LB, G1)

@@ -85,9 +85,11 @@ def load_taps(w, bias, channel, inside, BIASED: tl.constexpr):
 @triton.jit
 def load_row(u, past, t, L, width, channel, inside, HAS_PAST: tl.constexpr):
     """Row t of u (L, width); of the past (2, width) where t is -1 or -2; zero where there is no such row."""
-    x = tl.load(u + tl.cast(t, tl.int64) * width + channel, when(inside, (t >= 0) & (t < L)), other=0.0)
+    at = tl.cast(t, tl.int64) * width
+    x = tl.load(u + at + channel, when(inside, (t >= 0) & (t < L)), other=0.0)
     if HAS_PAST:
-        x = tl.where(t < 0, tl.load(past + (t + 2) * width + channel, when(inside, (t < 0) & (t >= -2)), other=0.0), x)
+        before = tl.load(past + (at + 2 * width) + channel, when(inside, (t < 0) & (t >= -2)), other=0.0)
+        x = tl.where(t < 0, before, x)
     return x
 
 

@@ -258,7 +258,7 @@ def filter_gradients(
             row = wg0 * f_2 + wg1 * f_1 + wg2 * f
             tl.store(out, row, when(inside, t >= t0 + 2))
             if HAS_PAST:
-                tl.store(out_past + tl.minimum(t, 1) * width, row, when(inside, t < 2))
+                tl.store(out_past + tl.cast(tl.minimum(t, 1), tl.int64) * width, row, when(inside, t < 2))
             out += width
             g_2, g_1, m_2, m_1, v_2, v_1, f_2, f_1 = g_1, g, m_1, m, v_1, v, f_1, f
         rows += width

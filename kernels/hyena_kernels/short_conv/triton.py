@@ -193,7 +193,7 @@ def backward_kernel(
     x += (stop - 1) * D
     dx += (stop - 1) * D
     dy += (stop - 1) * D
-    n = (stop - start).to(tl.int32)
+    n = tl.minimum(span, L - start).to(tl.int32)
     next_g, later_g = walk_row(dy, 0, n, -D, 0, c, D), walk_row(dy, 1, n, -D, 0, c, D)
     next_row, later_row = walk_row(x, 0, n, -D, 0, c, D), walk_row(x, 1, n, -D, 0, c, D)
     for i in range(n):

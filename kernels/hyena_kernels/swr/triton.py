@@ -29,18 +29,23 @@ T = tl.constexpr(BLOCK)
 
 
 @triton.jit
-def decays(a, t, L, h, heads):
-    """a (HEADS, 16) at the times t (16,), float32; one outside the sequence."""
+def decays(a, rel, t, L, h, heads):
+    """a (HEADS, 16) of the heads h at the times t (16,), rel from where a points, float32; one outside the sequence."""
     live = (h[:, None] < heads) & ((t >= 0) & (t < L))[None, :]
-    return tl.load(a + t[None, :] * heads + h[:, None], mask=live, other=1.0).to(tl.float32)
+    return tl.load(a + rel[None, :] * heads + h[:, None], mask=live, other=1.0).to(tl.float32)
 
 
 @triton.jit
-def tile(x, t, L, h, heads):
-    """x (HEADS, 16, 16) of the heads h at the times t; zero outside the sequence."""
+def in_tile(rel, h, heads):
+    """Where the entries (HEADS, 16, 16) of a tile lie."""
+    return (rel[None, :, None] * heads + h[:, None, None]) * T + tl.arange(0, T)[None, None, :]
+
+
+@triton.jit
+def tile(x, rel, t, L, h, heads):
+    """x (HEADS, 16, 16) of the heads h at the times t (16,), rel from where x points; zero outside the sequence."""
     live = (h[:, None, None] < heads) & ((t >= 0) & (t < L))[None, :, None]
-    at = (t[None, :, None] * heads + h[:, None, None]) * T + tl.arange(0, T)[None, None, :]
-    return tl.load(x + at, mask=live, other=0.0)
+    return tl.load(x + in_tile(rel, h, heads), mask=live, other=0.0)
 
 
 @triton.jit
@@ -98,6 +103,11 @@ def forward_kernel(
     y += batch * L * heads * T
     state = batch * heads * T
     offset = tl.load(done + batch).to(tl.int32) if HAS_STATE else 0
+    # 64 bits say where the program's first block begins, 32 where an element lies from there
+    origin = (tl.cast(first, tl.int64) * T - offset) * heads
+    a += origin
+    u += origin * T
+    y += origin * T
     end = offset + L  # places from the start of the block in which the sequence goes on
     live = (h < heads)[:, None]
     at = state + h[:, None] * T + p[None, :]
@@ -105,10 +115,11 @@ def forward_kernel(
     past = tl.zeros([HEADS, T], tl.float32)
     if HAS_STATE:
         past += row(before + state, h, heads, first == 0)
-    for n in range(tl.maximum(first - 1, 0), tl.minimum(first + span, blocks)):
-        t = n * T + i - offset
-        decay = decays(a, t, L, h, heads)
-        x = tile(u, t, L, h, heads)
+    for step in range(tl.where(first > 0, -1, 0), tl.minimum(span, blocks - first)):
+        n = first + step
+        rel, t = i + step * T, n * T + i - offset
+        decay = decays(a, rel, t, L, h, heads)
+        x = tile(u, rel, t, L, h, heads)
         g = tl.cumprod(decay, axis=1)
         w = matmul(products(decay, 0).to(x.dtype), x, tl.zeros([HEADS, T, T], tl.float32))
         carry = past
@@ -121,10 +132,10 @@ def forward_kernel(
             local += g_end[:, None] * own
             g_end *= factor
         w += g[:, :, None] * carry[:, None, :]
-        mine = live[:, :, None] & ((t >= 0) & (t < tl.where(n >= first, L, 0)))[None, :, None]
-        tl.store(y + (t[None, :, None] * heads + h[:, None, None]) * T + p[None, None, :], w, mask=mine)
+        mine = live[:, :, None] & ((t >= 0) & (t < tl.where(step >= 0, L, 0)))[None, :, None]
+        tl.store(y + in_tile(rel, h, heads), w, mask=mine)
         # the block in which the sequence ends: what is kept is the block itself, or that it is whole
-        ends_here = (n >= first) & (n == (end - 1) // T)
+        ends_here = (step >= 0) & (n == (end - 1) // T)
         whole = end % T == 0
         store = h < tl.where(ends_here, heads, 0)
         tl.store(new_value + at, tl.where(whole, 0.0, local), mask=store[:, None])
@@ -134,11 +145,11 @@ def forward_kernel(
 
 
 @triton.jit
-def local_end(a, u, value, state, t, L, h, heads, n, HAS_STATE: tl.constexpr):
+def local_end(a, u, value, state, rel, t, L, h, heads, n, HAS_STATE: tl.constexpr):
     """The local end (HEADS, 16) of block n, whose times are t; as a sum, because one row needs no matrix product."""
-    decay = decays(a, t, L, h, heads)
+    decay = decays(a, rel, t, L, h, heads)
     to_end = tl.sum(tl.where(tl.arange(0, T)[None, None, :] == T - 1, products_transposed(decay), 0.0), axis=2)
-    end = tl.sum(to_end[:, :, None] * tile(u, t, L, h, heads).to(tl.float32), axis=1)
+    end = tl.sum(to_end[:, :, None] * tile(u, rel, t, L, h, heads).to(tl.float32), axis=1)
     if HAS_STATE:
         end += last_product(tl.cumprod(decay, axis=1))[:, None] * row(value + state, h, heads, n == 0)
     return end
@@ -173,21 +184,28 @@ def backward_kernel(
     end = offset + L
     at = state + h[:, None] * T + p[None, :]
 
-    stop = tl.minimum(first + span, blocks)
-    t = stop * T + i - offset
-    g = tl.cumprod(decays(a, t, L, h, heads), axis=1)
-    dend = tl.sum(g[:, :, None] * tile(dy, t, L, h, heads).to(tl.float32), axis=1)
+    origin = (tl.cast(first, tl.int64) * T - offset) * heads
+    a += origin
+    da += origin
+    u += origin * T
+    dy += origin * T
+    du += origin * T
+    count = tl.minimum(span, blocks - first)
+    stop = first + count
+    rel, t = count * T + i, stop * T + i - offset
+    g = tl.cumprod(decays(a, rel, t, L, h, heads), axis=1)
+    dend = tl.sum(g[:, :, None] * tile(dy, rel, t, L, h, heads).to(tl.float32), axis=1)
     if HAS_FINAL:
         dend += end_in_state(final_value + state, final_before + state, h, heads, stop - 1, end)
 
-    for step in range(0, stop - first):
+    for step in range(0, count):
         n = stop - 1 - step
-        t = n * T + i - offset
-        decay = decays(a, t, L, h, heads)
+        rel, t = (count - 1 - step) * T + i, n * T + i - offset
+        decay = decays(a, rel, t, L, h, heads)
         # a shifted by one place, for what stands one place earlier; the block's first place has nothing before it
-        shifted = tl.where((i > 0)[None, :], decays(a, t - 1, L, h, heads), 1.0)
-        x, grad = tile(u, t, L, h, heads), tile(dy, t, L, h, heads)
-        past = local_end(a, u, value, state, t - T, L, h, heads, n - 1, HAS_STATE)
+        shifted = tl.where((i > 0)[None, :], decays(a, rel - 1, t - 1, L, h, heads), 1.0)
+        x, grad = tile(u, rel, t, L, h, heads), tile(dy, rel, t, L, h, heads)
+        past = local_end(a, u, value, state, rel - T, t - T, L, h, heads, n - 1, HAS_STATE)
         carry = past
         if HAS_STATE:
             past += row(before + state, h, heads, n == 0)
@@ -218,8 +236,8 @@ def backward_kernel(
                 ddecay += to_end * g_before * dg_end[:, None]
         inside = (t >= 0) & (t < L)
         mine = (h < heads)[:, None] & inside[None, :]
-        tl.store(da + t[None, :] * heads + h[:, None], ddecay, mask=mine)
-        tl.store(du + (t[None, :, None] * heads + h[:, None, None]) * T + p[None, None, :], dx, mask=mine[:, :, None])
+        tl.store(da + rel[None, :] * heads + h[:, None], ddecay, mask=mine)
+        tl.store(du + in_tile(rel, h, heads), dx, mask=mine[:, :, None])
         if HAS_STATE:
             store = h < tl.where(n == 0, heads, 0)
             g_end = last_product(g)
