@@ -30,7 +30,7 @@ def test_samples_do_not_depend_on_the_batch(model):
 
 def test_layers_can_be_embedded(model):
     layers = find_layers(model, ["blocks.1", "blocks.0.mixer.out_proj"])
-    (rows,) = (rows for _, rows in embed(model, [b"ACGT" * 10], layers))
+    (rows,) = (rows for _, rows in embed(model, [(b"", b"ACGT" * 10)], layers))
     ids = torch.frombuffer(bytearray(b"ACGT" * 10), dtype=torch.uint8)[None].long()
     with torch.inference_mode():
         expected, _ = model.hidden(ids, None, n_blocks=2)

@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         Config(layout="P", **SHAPE | {"d_model": 24})
     with pytest.raises(ConfigError, match="4 Phalanx heads cannot share 3 phalanx_kv_heads"):
         Config(layout="P", phalanx_kv_heads=3, **SHAPE)
-    with pytest.raises(ConfigError, match="d_mlp must be at least 0"):
+    with pytest.raises(ConfigError, match="d_mlp is -1, expected at least 0"):
         Config(layout="S", **SHAPE | {"d_mlp": -1})
     for config, what in ((CONFIG, "Phalanx"), (Config(layout="S", **SHAPE | {"d_mlp": 0}), "blocks without")):
         with pytest.raises(CheckpointError, match=f"the published format has no {what}"):
