@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.distributed._composable import checkpoint
 
 from evo2cli.console import log
 from evo2cli.distributed import ALONE, Split, World
@@ -384,11 +384,7 @@ def multiply_in_bfloat16(model: nn.Module, device: torch.device) -> None:
 def recompute_blocks(model: StripedHyena2) -> None:
     """Keep only the inputs of blocks for the backward pass, which runs each block's forward again."""
     for block in model.blocks:
-
-        def again(x: torch.Tensor, state: Any, forward: Callable[..., Any] = block.forward) -> Any:
-            return checkpoint(forward, x, state, use_reentrant=False)
-
-        block.forward = again  # type: ignore[method-assign]
+        checkpoint(block)
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:

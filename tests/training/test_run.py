@@ -63,6 +63,8 @@ def test_accumulation_and_recomputation_change_nothing(settings, start, tmp_path
     assert logged(tmp_path / "other") == pytest.approx(logged(tmp_path / "plain"), rel=1e-6)
     norms = logged(tmp_path / "other", "grad_norm"), logged(tmp_path / "plain", "grad_norm")
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    plain, other = weights(tmp_path / "plain" / "last"), weights(tmp_path / "other" / "last")
+    assert all(torch.allclose(w, other[name], atol=1e-4) for name, w in plain.items())
 
 
 def test_bfloat16_products_keep_float32_masters(settings, start, tmp_path):
