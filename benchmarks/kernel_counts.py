@@ -248,10 +248,11 @@ def instructions(sass: str) -> list[tuple[int, str]]:
 
 
 def loops(code: list[tuple[int, str]]) -> Iterator[Loop]:
-    """Every loop, by its branch back; not the `BRA .` that ends a kernel."""
+    """Every loop, by its branch back. Behind the exit stand only waits that are seldom taken, and return to a loop."""
+    end = next((at for at, text in code if text == "EXIT"), None)
     for at, text in code:
         target = re.search(r"\bBRA(?:\.\w+)*\s+(?:`\(.*?\)|(?:!?U?P\d+,\s*)?)\s*(0x[0-9a-f]+)", text)
-        if target and int(target[1], 16) < at:
+        if target and int(target[1], 16) < at and (end is None or at < end):
             yield Loop([t for a, t in code if int(target[1], 16) <= a <= at])
 
 

@@ -26,19 +26,21 @@ LOOP = """
         /*0060*/              @!P1 BRA 0x10 ;
         /*0070*/                   STG.E desc[UR4][R6.64], R2 ;
         /*0080*/                   EXIT ;
-        /*0090*/                   BRA 0x90;
-        /*00a0*/                   NOP;
+        /*0090*/              @!P2 BRA 0x10 ;
+        /*00a0*/                   BRA 0xa0;
+        /*00b0*/                   NOP;
 """
 
 
 def test_a_loop_is_counted_to_its_branch_back():
+    """And not to one behind the exit, where a wait goes on that found its barrier closed."""
     code = instructions(LOOP)
     assert len(main_loop(code).body) == 6
     turn = turn_of(code, Work({}))
     assert turn.channel_tokens == 4  # 8 bytes stored
     assert turn.barriers == 1
     assert turn_of(code, Work({}, stored=2)).channel_tokens == 2
-    assert len(turn_of(code, Work({}, turns=3)).body) == 10 + 2 * 6
+    assert len(turn_of(code, Work({}, turns=3)).body) == 11 + 2 * 6
 
 
 def no_worse(arch: int, chosen: str) -> None:
