@@ -6,6 +6,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+WORKSPACE = 2**27
+"""Bytes that the programs' partial sums of a gradient may take together, however many and long the sequences are."""
+
+
+def most_programs(size: int) -> int:
+    """How many programs may each leave partial sums of `size` float32 numbers."""
+    return max(WORKSPACE // (4 * size), 1)
+
 
 class Kernel(Protocol):
     """A function decorated with triton.jit."""

@@ -15,9 +15,12 @@ import hyena_kernels
 from hyena_kernels import dispatch, tune, tuned
 from hyena_kernels.fir_conv import autograd as fir
 from hyena_kernels.fir_conv import reference as fir_reference
+from hyena_kernels.fir_conv import triton as blocked
 from hyena_kernels.hyena import autograd as cores
+from hyena_kernels.hyena import triton as fused
 from hyena_kernels.short_conv import autograd as short
 from hyena_kernels.short_conv import reference as short_reference
+from hyena_kernels.short_conv import triton as walk
 
 pytestmark = pytest.mark.skipif(
     not (dispatch.INTERPRETED or torch.cuda.is_available()), reason="needs a GPU or TRITON_INTERPRET=1"
@@ -241,6 +244,16 @@ def test_inputs_need_not_be_contiguous():
         for name, x in inputs.items()
     }
     compare(fast_core, exact_core, inputs | {n: x for n, x in transposed.items() if x is not None}, torch.float32)
+
+
+@pytest.mark.parametrize(("K", "L", "most"), [(7, 20, 1), (70, 150, 2)])
+def test_few_programs_may_take_all_tokens_of_all_sequences(monkeypatch, K, L, most):
+    """As where many or long sequences share a workspace."""
+    torch.manual_seed(0)
+    for module in (blocked, fused, walk):
+        monkeypatch.setattr(module, "most_programs", lambda size: most)
+    compare(fast_core, exact_core, core_inputs(3, L, 4, 1, K), torch.float32)
+    compare(hyena_kernels.fir_conv, fir_reference.fir_conv, fir_inputs(3, L, 4, 1, K), torch.float32)
 
 
 def test_an_empty_batch():

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hyena_kernels import dispatch, tuned
-from hyena_kernels.launch import launch
+from hyena_kernels.launch import launch, most_programs
 
 PRECISION = tl.constexpr("tf32x3")
 """float32 products as three tf32 ones: tensor cores, with about 22 bits of mantissa. Of no effect on bfloat16."""
@@ -92,30 +92,31 @@ def forward_kernel(
 
 @triton.jit
 def gram_kernel(
-    x, past, dy, gram, dskip, L, K, D, tiles,
+    x, past, dy, gram, dskip, B, L, K, D, tiles,
     GROUP: tl.constexpr, CW: tl.constexpr, N: tl.constexpr, LB: tl.constexpr,
     HAS_SKIP: tl.constexpr, HAS_STATE: tl.constexpr,
 ):  # fmt: skip
-    """Program (group, z, j) sums dY_n X_{n-j}' (LB, LB) over its tiles; entry (i, i') belongs to tap i - i' + j LB."""
+    """Program (group, z, j) sums dY_n X_{n-j}' (LB, LB) over its tiles; entry (i, i') belongs to tap i - i' + j LB.
+
+    The tiles of all sequences are numbered one after another.
+    """
     SPLITS: tl.constexpr = (GROUP + CW - 1) // CW
     group, c, live, block = columns(GROUP, CW, N)
     live = live[None, :]
     splits = tl.num_programs(0) // SPLITS
-    per_batch = tl.cdiv(tl.cdiv(L, N // CW * LB), tiles)
+    by_sequence = tl.cdiv(L, N // CW * LB)
     z, j, n_factors = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
-    batch = (z // per_batch).to(tl.int64)
     rel = block[None, :] * LB + tl.arange(0, LB)[:, None]
     offset = rel * D + c[None, :]
-    x += batch * L * D
-    dy += batch * L * D
-    past += (batch * (K - 1) + (K - 1)) * D
     acc = tl.zeros([LB, LB], tl.float32)
     channel_sum = tl.zeros([N], tl.float32)
-    for n in range(tiles):
-        start = ((z % per_batch) * tiles + n) * (N // CW * LB)
+    for n in range(z * tiles, tl.minimum((z + 1) * tiles, B * by_sequence)):
+        batch = tl.cast(n // by_sequence, tl.int64)
+        start = n % by_sequence * (N // CW * LB)
         row = start + rel
-        at = tl.cast(start, tl.int64) * D
-        tile = input_tile(x + at, past + at, offset - j * LB * D, row - j * LB, live, L, K, HAS_STATE)
+        at = (batch * L + start) * D
+        at_past = (batch * (K - 1) + (K - 1) + start) * D
+        tile = input_tile(x + at, past + at_past, offset - j * LB * D, row - j * LB, live, L, K, HAS_STATE)
         grad = tl.load(dy + at + offset, mask=live & (row < L), other=0.0)
         acc = matmul(grad, tl.trans(tile), acc)
         if HAS_SKIP:
@@ -199,15 +200,17 @@ def weight_gradients(x: Tensor, dy: Tensor, K: int, G: int, state: Tensor | None
     """dh (G, K) and dskip (D,), float32; dskip is zero unless asked for."""
     B, L, D = x.shape
     tuning = tuned.config("blocked_gram", x.dtype, D // G, x.device)
-    N, LB, tiles = tuning["N"], tuning["LB"], tuning["tiles"]
+    N, LB = tuning["N"], tuning["LB"]
     CW = tile_width(D // G, N)
     M, splits = triton.cdiv(K - 1, LB) + 1, triton.cdiv(D // G, CW)
-    Z = B * triton.cdiv(triton.cdiv(L, N // CW * LB), tiles)
+    total = B * triton.cdiv(L, N // CW * LB)
+    tiles = max(tuning["tiles"], triton.cdiv(total, most_programs(splits * G * M * LB * LB + D)))
+    Z = triton.cdiv(total, tiles)
     gram = x.new_empty(Z * splits, G, M, LB, LB, dtype=torch.float32)
     dskip = x.new_empty(Z if skip else 0, D, dtype=torch.float32)
     launch(
         gram_kernel, (G * splits, Z, M),
-        (x, state, dy), (gram, dskip), (L, K, D, tiles),
+        (x, state, dy), (gram, dskip), (B, L, K, D, tiles),
         GROUP=D // G, CW=CW, N=N, LB=LB, HAS_SKIP=skip, HAS_STATE=state is not None,
         num_warps=tuning["warps"], num_stages=1,
     )  # fmt: skip

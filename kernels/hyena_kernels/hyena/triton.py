@@ -23,7 +23,7 @@ from torch import Tensor
 from hyena_kernels import tuned
 from hyena_kernels.fir_conv.triton import columns, factor, filter_gradient, matmul, tile_width, write_channels
 from hyena_kernels.hyena.reference import CoreState
-from hyena_kernels.launch import launch
+from hyena_kernels.launch import launch, most_programs
 
 MAX_FACTORS = 3
 
@@ -187,21 +187,18 @@ def input_gradient_kernel(
 
 @triton.jit
 def weight_gradient_kernel(
-    u, w, bias, h, skip, featurizer_past, past, dy, df, gram, dskip, L, D, K, span,
+    u, w, bias, h, skip, featurizer_past, past, dy, df, gram, dskip, B, L, D, K, span, pieces,
     GROUP: tl.constexpr, CW: tl.constexpr, N: tl.constexpr, LB: tl.constexpr, M: tl.constexpr, W: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_STATE: tl.constexpr,
 ):  # fmt: skip
-    """The first part of df (B, L, 3D), which the forward's sum gives, and a program's sums for h and skip."""
+    """The first part of df (B, L, 3D), which the forward's sum gives, and a program's sums for h and skip.
+
+    A piece is what a program of the forward takes; those of all sequences are numbered one after another.
+    """
     SPLITS: tl.constexpr = (GROUP + CW - 1) // CW
     group, c, live, segment = columns(GROUP, CW, N)
-    batch = tl.program_id(2).to(tl.int64)
-    start = tl.program_id(1) * (N // CW * span)
-    first = start.to(tl.int64)
-    u += (batch * L + first) * (3 * D)
-    df += (batch * L + first) * (3 * D)
-    dy += (batch * L + first) * D
-    featurizer_past += (batch * (W - 1) + (W - 1) + first) * (3 * D)
-    past += (batch * (K - 1) + (K - 1) + first) * D
+    by_sequence = tl.cdiv(L, N // CW * span)
+    z = tl.program_id(1)
     h += group * K
     top = segment[None, :] * span + tl.arange(0, LB)[:, None]
 
@@ -217,34 +214,40 @@ def weight_gradient_kernel(
     if HAS_SKIP:
         gain = tl.load(skip + c, mask=live, other=0.0).to(tl.float32)[None, :]
         channel_sum = tl.zeros([N], tl.float32)
-    for n in range(1 - M, tl.cdiv(span, LB)):
-        rel = top + n * LB
-        row = start + rel
-        p = pregated(u, w, bias, featurizer_past, past, rel, row, c, live, L, D, K, W, HAS_BIAS, HAS_STATE)
-        out = matmul(H0, p, tl.zeros([LB, N], tl.float32))
-        if M > 1:
-            out = matmul(H1, p1, out)
-        if M > 2:
-            out = matmul(H2, p2, out)
-        if HAS_SKIP:
-            out += gain * p.to(tl.float32)
-        own = live[None, :] & (row < tl.where(n < 0, 0, L)) & (row >= 0)
-        g = tl.load(dy + rel * D + c[None, :], mask=own, other=0.0).to(tl.float32)
-        tl.store(df + rel * (3 * D) + c[None, :], g * out, mask=own)
-        x2 = featurized(u, w, bias, featurizer_past, rel, row, c, live, L, 3 * D, W, HAS_BIAS, HAS_STATE)
-        dc = (g * x2).to(p.dtype)
-        G0 = matmul(dc, tl.trans(p), G0)
-        if M > 1:
-            G1 = matmul(dc, tl.trans(p1), G1)
-        if M > 2:
-            G2 = matmul(dc, tl.trans(p2), G2)
-        if HAS_SKIP:
-            channel_sum += tl.sum(dc.to(tl.float32) * p.to(tl.float32), axis=0)
-        p2, p1 = p1, p
+    for piece in range(z * pieces, tl.minimum((z + 1) * pieces, B * by_sequence)):
+        batch = tl.cast(piece // by_sequence, tl.int64)
+        start = piece % by_sequence * (N // CW * span)
+        u_at, df_at = u + (batch * L + start) * (3 * D), df + (batch * L + start) * (3 * D)
+        dy_at = dy + (batch * L + start) * D
+        featurizer_at = featurizer_past + (batch * (W - 1) + (W - 1) + start) * (3 * D)
+        past_at = past + (batch * (K - 1) + (K - 1) + start) * D
+        for n in range(1 - M, tl.cdiv(span, LB)):
+            rel = top + n * LB
+            row = start + rel
+            p = pregated(u_at, w, bias, featurizer_at, past_at, rel, row, c, live, L, D, K, W, HAS_BIAS, HAS_STATE)
+            out = matmul(H0, p, tl.zeros([LB, N], tl.float32))
+            if M > 1:
+                out = matmul(H1, p1, out)
+            if M > 2:
+                out = matmul(H2, p2, out)
+            if HAS_SKIP:
+                out += gain * p.to(tl.float32)
+            own = live[None, :] & (row < tl.where(n < 0, 0, L)) & (row >= 0)
+            g = tl.load(dy_at + rel * D + c[None, :], mask=own, other=0.0).to(tl.float32)
+            tl.store(df_at + rel * (3 * D) + c[None, :], g * out, mask=own)
+            x2 = featurized(u_at, w, bias, featurizer_at, rel, row, c, live, L, 3 * D, W, HAS_BIAS, HAS_STATE)
+            dc = (g * x2).to(p.dtype)
+            G0 = matmul(dc, tl.trans(p), G0)
+            if M > 1:
+                G1 = matmul(dc, tl.trans(p1), G1)
+            if M > 2:
+                G2 = matmul(dc, tl.trans(p2), G2)
+            if HAS_SKIP:
+                channel_sum += tl.sum(dc.to(tl.float32) * p.to(tl.float32), axis=0)
+            p2, p1 = p1, p
 
     i = tl.arange(0, LB)
     groups = tl.num_programs(0) // SPLITS
-    z = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
     part = z * SPLITS + tl.program_id(0) % SPLITS
     gram += (part.to(tl.int64) * groups + group) * (M * LB * LB) + i[:, None] * LB + i[None, :]
     tl.store(gram, G0)
@@ -372,12 +375,14 @@ def backward(
     )  # fmt: skip
 
     N, LB, M, CW, span = _blocks(weights, D // G, K, L)
-    splits, programs = triton.cdiv(D // G, CW), triton.cdiv(L, N // CW * span)
-    gram = u.new_empty(B * programs * splits, G, M, LB, LB, dtype=torch.float32)
-    dskip = u.new_empty(0 if skip is None else B * programs, D, dtype=torch.float32)
+    splits, total = triton.cdiv(D // G, CW), B * triton.cdiv(L, N // CW * span)
+    pieces = max(triton.cdiv(total, most_programs(splits * G * M * LB * LB + D)), 1)
+    programs = triton.cdiv(total, pieces)
+    gram = u.new_empty(programs * splits, G, M, LB, LB, dtype=torch.float32)
+    dskip = u.new_empty(0 if skip is None else programs, D, dtype=torch.float32)
     launch(
-        weight_gradient_kernel, (G * splits, programs, B),
-        (u, w, bias, h, skip, featurizer_past, past, dy), (df, gram, dskip), (L, D, K, span),
+        weight_gradient_kernel, (G * splits, programs),
+        (u, w, bias, h, skip, featurizer_past, past, dy), (df, gram, dskip), (B, L, D, K, span, pieces),
         GROUP=D // G, CW=CW, N=N, LB=LB, M=M, **flags, num_warps=weights["warps"], num_stages=1,
     )  # fmt: skip
     return df, dstate, filter_gradient(gram, K), dskip.sum(0)

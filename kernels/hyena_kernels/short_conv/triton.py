@@ -12,9 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from hyena_kernels import tuned
-from hyena_kernels.launch import launch
+from hyena_kernels.launch import launch, most_programs
 
 MAX_TAPS = 8
+LONGEST_WALK = 2**14
+"""Tokens of the longest walk, within which 32 bits say where an element lies."""
 
 
 @triton.jit
@@ -282,7 +284,9 @@ def backward(
     """
     (B, L, D), (G, K) = x.shape, h.shape
     tuning = tuned.config("short_backward", x.dtype, D, x.device)
-    C, span = min(tuning["C"], triton.next_power_of_2(D)), tuning["span"]
+    C = min(tuning["C"], triton.next_power_of_2(D))
+    wanted = triton.cdiv(L, max(most_programs((K + 1) * D) // max(B, 1), 1))
+    span = min(max(tuning["span"], wanted), max(tuning["span"], LONGEST_WALK))
     programs = triton.cdiv(L, span)
     dx, dstate = x.new_empty(B, L, D), x.new_empty(B, 0 if state is None else K - 1, D)
     dh = x.new_empty(B * programs, K, D, dtype=torch.float32)
