@@ -41,6 +41,8 @@ TABLE: dict[tuple[str, str, int, int], Config] = {
     ("token_product", "float32", 2, 8): {"N": 32, "K": 64, "warps": 2, "stages": 3},
     ("token_product", "bfloat16", 0, 8): {"N": 8, "K": 512, "warps": 4, "stages": 1},
     ("token_product", "bfloat16", 2, 8): {"N": 32, "K": 128, "warps": 2, "stages": 4},
+    ("token_attention", "float32", 0, 8): {"block": 32, "programs": 1024, "warps": 4},
+    ("token_attention", "bfloat16", 0, 8): {"block": 32, "programs": 1024, "warps": 4},
 }
 """(operator, dtype, width at least, GPU generation at least) -> block sizes and launch options.
 
