@@ -1,6 +1,6 @@
 """Rows that grow a token at a time: from state to state, or on a GPU under a CUDA graph.
 
-A token of a large model takes several hundred kernels, each of which takes longer to launch than to run. A graph
+A token of a large model takes over a hundred kernels at least, many of which take longer to launch than to run. A graph
 launches them at once. Recording it takes as long as several tokens do, so that it pays once the same rows have gone on
 for a while.
 """
@@ -19,10 +19,7 @@ from stripedhyena2.decode import StaticStep
 STEADY_TOKENS = 8
 """A graph is recorded when the same rows have taken so many tokens without one."""
 LEAST_ROOM = 1024
-"""Tokens that a graph serves, or a quarter of those before, if that is more: attention reads all of the room."""
-LONGEST_CONTEXT = 32768
-"""No graphs behind more tokens: there a step reads keys and values for longer than it launches kernels, and attention
-under a mask, which graphs need, is not split over the keys. An estimate; no GPU has measured it yet."""
+"""Tokens that a graph serves, or a quarter of those before, if that is more: room for their keys and values."""
 WARM_UP_RUNS = 2
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """How much a graph's first logits may differ from those without it, as a fraction of the largest."""
@@ -100,8 +97,7 @@ class Decoder:
             step.ids.copy_(ids)
             return replay().clone()
         assert self._state is not None
-        steady = self._waited >= STEADY_TOKENS and self._state.position <= LONGEST_CONTEXT
-        if self._record is not None and steady:
+        if self._record is not None and self._waited >= STEADY_TOKENS:
             return self._begin(self._record, self._state, ids)
         self._waited += 1
         logits, self._state = self.model.extend(ids, self._state)

@@ -6,6 +6,7 @@ holds inside `torch.autocast`, too, which changes nothing in an operator; `backw
 
 A folder for each operator: its definition in `reference.py`, the same in plain PyTorch for any device in `torch.py`,
 its kernels in `triton.py`, and those as an operator of PyTorch's in `autograd.py`.
+Beside them, for GPUs alone: `dense`, products of a few rows, and `decode`, one token with states that stay in place.
 """
 
 from hyena_kernels.fir_conv import fir_conv

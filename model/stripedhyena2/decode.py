@@ -1,19 +1,21 @@
 """One token at fixed addresses: a step that writes its state over the one before, as a graph of kernels needs it.
 
-It is `StripedHyena2.extend` of one token, with operators whose attention finds its place in a tensor instead of a
-number, so that the same recorded kernels serve every token.
+It is `StripedHyena2.extend` of one token, block by block, each with a state that finds its place in a tensor instead of
+a number, so that the same recorded kernels serve every token. Where the decoding kernels run, blocks take those
+(`fused`); every other block is run as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stripedhyena2.model import StripedHyena2
+from stripedhyena2 import fused
+from stripedhyena2.model import Block, StripedHyena2
 from stripedhyena2.operators import RecurrentOperators
 from stripedhyena2.state import AttentionState, LayerState, ModelState
 
@@ -46,6 +48,60 @@ class StaticOperators(RecurrentOperators):
         return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, seen[:, None, None]).transpose(1, 2), state
 
 
+class StaticBlock(Protocol):
+    """A block, and its state at fixed addresses."""
+
+    def run(self, x: Tensor) -> Tensor:
+        """The residual stream (B, 1, D) behind the block of that before it; the state moves on."""
+        ...
+
+    def reset(self) -> None:
+        """Go back to the state that it was made from."""
+        ...
+
+    def after(self, tokens: int) -> LayerState:
+        """The state after so many tokens. It takes the memory over."""
+        ...
+
+    def buffers(self) -> list[Tensor]:
+        """The tensors of its state."""
+        ...
+
+
+class PlainBlock:
+    """A block as it is, run with StaticOperators."""
+
+    def __init__(self, block: Block, before: LayerState, column: Tensor, room: int):
+        self.block, self.before = block, before
+        self.state: StaticKV | LayerState
+        if isinstance(before, AttentionState):
+            self.state = StaticKV(before.reserve(room), column, before.starts)
+        else:
+            self.state = before.map(torch.clone)
+
+    def run(self, x: Tensor) -> Tensor:
+        x, state = self.block(x, self.state)
+        self._write(state)
+        return x
+
+    def reset(self) -> None:
+        self._write(self.before)
+
+    def _write(self, state: LayerState) -> None:
+        if isinstance(self.state, LayerState):
+            for name, t in self.state.tensors().items():
+                t.copy_(state.tensors()[name])
+
+    def after(self, tokens: int) -> LayerState:
+        if isinstance(self.before, AttentionState):
+            return self.before.grown(tokens)
+        assert isinstance(self.state, LayerState)
+        return self.state
+
+    def buffers(self) -> list[Tensor]:
+        return [self.state.kv] if isinstance(self.state, StaticKV) else [*self.state.tensors().values()]
+
+
 class StaticStep:
     """A batch that grows a token at a time.
 
@@ -66,46 +122,35 @@ class StaticStep:
         self.model, self.before = model, before
         self.room = room + -(before.position + room) % ROOM_MULTIPLE
         self._column = torch.tensor([before.position], device=model.embedding.weight.device)
-        self._layers = [self._static(layer) for layer in before.layers]
+        self._blocks = [self._static(*pair) for pair in zip(model.blocks, before.layers, strict=True)]
         self.ids = self._column.new_zeros(before.rows(), 1)
 
-    def _static(self, layer: LayerState) -> StaticKV | LayerState:
-        if isinstance(layer, AttentionState):
-            return StaticKV(layer.reserve(self.room), self._column, layer.starts)
-        return layer.map(torch.clone)
+    def _static(self, block: Block, before: LayerState) -> StaticBlock:
+        on_kernels = fused.fused(block, before, self.before.position, self._column, self.room)
+        return on_kernels or PlainBlock(block, before, self._column, self.room)
 
     @torch.inference_mode()
     def run(self) -> Tensor:
         """Run the tokens `ids`: logits (B, vocab) of those that follow."""
+        x = self.model.embedding(self.ids)
         with self.model.using(StaticOperators()):
-            x, after = self.model.run_blocks(self.ids, self._layers)
-        self._write(after)
+            for block in self._blocks:
+                x = block.run(x)
         self._column += 1
-        return self.model.logits(x)[:, 0]
+        return fused.logits(self.model, x[:, 0])
 
     @torch.inference_mode()
     def reset(self) -> None:
         """Go back to `before`."""
-        self._write(self.before.layers)
+        for block in self._blocks:
+            block.reset()
         self._column.fill_(self.before.position)
 
+    @torch.inference_mode()
     def after(self, tokens: int) -> ModelState:
         """The state after so many tokens were run. It takes the memory over: nothing may be run here any more."""
-        layers: list[LayerState] = []
-        for own, before in zip(self._layers, self.before.layers, strict=True):
-            if isinstance(before, AttentionState):
-                layers.append(before.grown(tokens))
-            elif isinstance(own, LayerState):
-                layers.append(own)
-        return ModelState(layers, self.before.position + tokens)
+        return ModelState([block.after(tokens) for block in self._blocks], self.before.position + tokens)
 
     def buffers(self) -> list[Tensor]:
         """All tensors that a step reads and writes beside the weights, which stay where they are."""
-        held = [[x.kv, x.column] if isinstance(x, StaticKV) else [*x.tensors().values()] for x in self._layers]
-        return [self.ids, *(t for tensors in held for t in tensors)]
-
-    def _write(self, layers: Iterable[StaticKV | LayerState]) -> None:
-        for own, new in zip(self._layers, layers, strict=True):
-            if isinstance(own, LayerState) and isinstance(new, LayerState):
-                for name, t in own.tensors().items():
-                    t.copy_(new.tensors()[name])
+        return [self.ids, self._column, *(t for block in self._blocks for t in block.buffers())]

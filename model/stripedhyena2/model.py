@@ -461,8 +461,8 @@ class StripedHyena2(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B, L, vocab), float32 or better, of the residual stream x (B, L, D) after the last block."""
-        weight = self.embedding.weight if self.unembedding is None else self.unembedding.weight
-        y = linear(self.norm(x), weight)
+        x = self.norm(x)
+        y = linear(x, self.embedding.weight) if self.unembedding is None else self.unembedding(x)
         return y.to(torch.promote_types(y.dtype, torch.float32))
 
     def install(self, operators: Operators) -> None:

@@ -115,19 +115,6 @@ def test_a_decoder_gives_the_same_with_graphs_and_when_their_room_ends(model, un
         torch.testing.assert_close(state.tensors()[name], t, rtol=1e-9, atol=1e-9)
 
 
-def test_a_long_context_is_decoded_without_graphs(model, unequal, monkeypatch):
-    monkeypatch.setattr(decoding, "LEAST_ROOM", 10)
-    monkeypatch.setattr(decoding, "LONGEST_CONTEXT", unequal.position + 50)
-    record, ids = Replayed(), tokens(3, 200)
-    wanted, _ = expected(model, unequal.clone(), ids)
-    decoder = Decoder(model, record)
-    decoder.start(unequal.clone())
-    for token, logits in zip(ids, wanted, strict=True):
-        torch.testing.assert_close(decoder.step(token), logits, rtol=1e-9, atol=1e-9)
-    assert record.recorded == 1
-    assert 0 < record.ran < len(ids) - STEADY_TOKENS
-
-
 def test_samples_are_the_same_where_rows_come_and_go(model):
     prompts, options = [b"ACGT", b"GATTACA" * 9, b"T"], {"sampler": Sampler(alphabet=b"ACGT"), "stop": [b"GC"]}
 
