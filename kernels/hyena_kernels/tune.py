@@ -34,6 +34,7 @@ CANDIDATES: dict[str, dict[str, tuple[int, ...]]] = {
     "fused_walk": {"C": (64, 128, 256, 512), "span": (64, 128, 256), "warps": (1, 2, 4)},
     "fused_forward": {"N": (16, 32, 64), "LB": (64, 128), "span": (256, 512, 1024, 2048), "warps": (4, 8)},
     "modal_scan": {"programs": (1024, 2048, 4096, 8192), "shortest": (64, 128, 256, 512), "warps": (1, 2, 4)},
+    "modal_backward": {"warps": (1, 2, 4)},
     "fused_input_gradient": {"N": (16, 32, 64), "LB": (64, 128), "span": (256, 512, 1024, 2048), "warps": (4, 8)},
     "fused_weight_gradient": {"N": (16, 32, 64), "LB": (64, 128), "span": (512, 1024, 2048), "warps": (4, 8)},
     "short_forward": {"C": (128, 256, 512), "span": (64, 128, 256), "warps": (1, 2, 4)},
@@ -102,6 +103,7 @@ def workload(operator: str, shape: Shape, dtype: torch.dtype, device: str) -> Ca
     t = inputs(shape, dtype, device)
     u, x, w, skip, short, medium = (t[name] for name in ("u", "x", "w", "skip", "short", "medium"))
     li = t["log_poles"], t["residues"], skip, None, w, None, None
+    starts = torch.zeros(1, modal.segments_of(u, shape.width)[1], 16, shape.width, device=device)
     calls: dict[str, Call] = {
         "short_forward": lambda: walk.forward(u, w),
         "short_backward": lambda: walk.backward(u, w, u),
@@ -115,12 +117,17 @@ def workload(operator: str, shape: Shape, dtype: torch.dtype, device: str) -> Ca
         "swr_forward": lambda: recurrence.forward(t["a"], t["heads"], None),
         "swr_backward": lambda: recurrence.backward(t["a"], t["heads"], t["heads"], None, None),
         "modal_scan": lambda: modal.forward(u, *li),
+        "modal_backward": lambda: modal.backward(x, None, starts, u, *li),
     }
     return calls[operator]
 
 
 def public(operator: str, t: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Outputs of the public operator that runs the kernel, and what its gradients are wanted of, if any."""
+
+    def li() -> tuple[Tensor, object]:
+        return hyena_li(t["u"], t["w"], t["log_poles"], t["residues"], t["skip"])
+
     forward, backward = {
         "short_forward": (lambda: short_conv(t["u"], t["w"]), ()),
         "short_backward": (lambda: short_conv(t["u"], t["w"]), ("u", "w")),
@@ -133,7 +140,8 @@ def public(operator: str, t: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         "blocked_gram": (lambda: fir_conv(t["x"], t["medium"], skip=t["skip"]), ("medium", "skip")),
         "swr_forward": (lambda: swr(t["a"], t["heads"]), ()),
         "swr_backward": (lambda: swr(t["a"], t["heads"]), ("a", "heads")),
-        "modal_scan": (lambda: hyena_li(t["u"], t["w"], t["log_poles"], t["residues"], t["skip"]), ()),
+        "modal_scan": (li, ()),
+        "modal_backward": (li, ("u", "log_poles", "residues")),
     }[operator]
     leaves = [t[name].requires_grad_() for name in backward]
     with torch.set_grad_enabled(bool(leaves)):

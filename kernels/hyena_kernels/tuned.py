@@ -37,6 +37,8 @@ TABLE: dict[tuple[str, str, int, int], Config] = {
     ("swr_backward", "bfloat16", 0, 8): {"HEADS": 4, "span": 16, "warps": 4},
     ("modal_scan", "float32", 0, 8): {"programs": 4096, "shortest": 256, "warps": 2},
     ("modal_scan", "bfloat16", 0, 8): {"programs": 4096, "shortest": 256, "warps": 2},
+    ("modal_backward", "float32", 0, 8): {"warps": 2},
+    ("modal_backward", "bfloat16", 0, 8): {"warps": 1},
     ("token_product", "float32", 0, 8): {"N": 8, "K": 256, "warps": 4, "stages": 1},
     ("token_product", "float32", 2, 8): {"N": 32, "K": 64, "warps": 2, "stages": 3},
     ("token_product", "bfloat16", 0, 8): {"N": 8, "K": 512, "warps": 4, "stages": 1},

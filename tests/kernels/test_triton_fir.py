@@ -339,7 +339,9 @@ def test_tuning_never_chooses_what_was_dropped_or_is_wrong(tuner, monkeypatch):
     assert "nan" in tuner.json_file.read_text().lower()
 
 
-@pytest.mark.parametrize("operator", ["fused_walk", "fused_forward", "fused_step", "blocked_gram", "swr_backward"])
+@pytest.mark.parametrize(
+    "operator", ["fused_walk", "fused_forward", "fused_step", "blocked_gram", "swr_backward", "modal_backward"]
+)
 def test_tuning_compares_what_a_kernel_computes_with_float64(operator, monkeypatch):
     shape, tolerance = tune.Shape(20, 32, 4), tune.TOLERANCE[torch.bfloat16]
     assert tune.error(operator, shape, torch.bfloat16, DEVICE) < tolerance

@@ -33,6 +33,11 @@ def segments_of(u: Tensor, D: int) -> tuple[int, int]:
     return length, triton.cdiv(L, length)
 
 
+def backward_warps(u: Tensor, D: int) -> int:
+    """The warps of a backward program: its time is cut as the forward's was."""
+    return tuned.config("modal_backward", u.dtype, D, u.device)["warps"]
+
+
 def constants_of(log_poles: Tensor, w: Tensor | None, bias: Tensor | None) -> dict[str, Any]:
     """What every kernel is compiled for."""
     D, N = log_poles.shape
@@ -45,14 +50,15 @@ def walk(
     reads: tuple[Tensor | None, ...],
     writes: tuple[Tensor, ...],
     sizes: tuple[int, int],
+    *,
+    warps: int,
     **constants: Any,
 ) -> None:
     """Launch a kernel on blocks of channels x segments x sequences."""
-    u, D = reads[0], constants["D"]
+    u = reads[0]
     assert u is not None
-    warps = tuning(u, D)["warps"]
     block = 32 * warps  # channels, one to a thread, as scan.py needs it
-    grid = triton.cdiv(D, block), segments, u.shape[0]
+    grid = triton.cdiv(constants["D"], block), segments, u.shape[0]
     launch(kernel, grid, reads, writes, sizes, **constants, BLOCK=block, num_warps=warps)
 
 
@@ -87,7 +93,7 @@ def forward(
     (B, L, _), (D, N) = u.shape, log_poles.shape
     length, segments = segments_of(u, D)
     y, final, starts = u.new_empty(B, L, D), log_poles.new_empty(B, D, N), log_poles.new_empty(B, segments, N, D)
-    constants = constants_of(log_poles, w, bias) | {"HAS_PAST": past is not None}
+    constants = constants_of(log_poles, w, bias) | {"HAS_PAST": past is not None, "warps": tuning(u, D)["warps"]}
     u, log_poles, residues = u.contiguous(), log_poles.t().contiguous(), residues.t().contiguous()
     inputs = (u, past, w, bias, log_poles)
     started, sizes = segments > 1 or state is not None, (L, length)
@@ -121,7 +127,7 @@ def backward(
     du, dpast, dstate = u.new_empty(B, L, width), u.new_empty(B, 2, width), log_poles.new_empty(B, D, N)
     dmodes, dskip = log_poles.new_empty(B, segments, 2, N, D), log_poles.new_empty(B, segments, D)
     dtaps = log_poles.new_empty(B, segments, 4, 0 if w is None else width)
-    constants = constants_of(log_poles, w, bias)
+    constants = constants_of(log_poles, w, bias) | {"warps": backward_warps(u, D)}
     u, dy = u.contiguous(), dy.contiguous()
     log_poles, residues = log_poles.t().contiguous(), residues.t().contiguous()
     inputs = (u, past, w, bias, log_poles)
