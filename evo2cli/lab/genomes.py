@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -60,10 +61,19 @@ class Bench:
         return {
             "recipe": asdict(self.recipe),
             "seq_len": self.seq_len,
-            "train": {"sequences": len(self.data.names), "bases": self.data.n_bases},
-            "held_out": {name: len(tiles) for name, tiles in self.held_out.items()},
+            "train": _digest(self.data.sequences),
+            "held_out": {name: _digest([tiles]) for name, tiles in self.held_out.items()},
             "valid_windows": self.valid_windows,
         }
+
+
+def _digest(arrays: list[np.ndarray]) -> str:
+    """sha256 of arrays of bytes, their shapes included."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

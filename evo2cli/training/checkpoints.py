@@ -252,10 +252,10 @@ def load_optimizers(checkpoint: Path, model: nn.Module, optimizers: Optimizers, 
     """
     folder = checkpoint / TRAINING
     if not folder.is_dir():
-        raise UserError(f"{checkpoint} holds no optimizer state; give RUN/last, or leave --keep-optimizer out")
+        raise UserError(f"{checkpoint} holds no optimizer state; use RUN/last, or leave out --keep-optimizer")
     damaged = distributed_checkpoint.damaged_files(folder, world)
     if damaged:
-        raise UserError(f"{folder / damaged[0]} is damaged; use another checkpoint, or leave --keep-optimizer out")
+        raise UserError(f"{folder / damaged[0]} is damaged; use another checkpoint, or leave out --keep-optimizer")
     load_training(folder, model, optimizers)
 
 

@@ -45,7 +45,7 @@ def without(files: list[Path], held_out: list[Path]) -> tuple[list[Path], list[P
     sums = {sha256(f) for f in held_out} if any(f.stat().st_size in sizes for f in files) else set()
     shared = [f for f in files if f.stat().st_size in sizes and sha256(f) in sums]
     if len(shared) == len(files):
-        raise UserError("every training file is also held out; give --fasta other files")
+        raise UserError("every training file is also held out; choose other files for --fasta")
     return [f for f in files if f not in shared], shared
 
 

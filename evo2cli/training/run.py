@@ -126,7 +126,7 @@ class Run:
             self.note(f"kept out of training, being held out: {', '.join(sorted(f.name for f in shared))}")
         data, sources = self._open(files, stores)
         if not data.names:
-            raise UserError(f"nothing to train on in {', '.join(map(str, files))}; give other files")
+            raise UserError(f"nothing to train on in {', '.join(map(str, files))}; choose other files")
         data = only(data, s.only_bed) if s.only_bed else data
         data, held = hold_out(data, s.hold_out, s.hold_out_bed)
         self.note(f"{len(files)} training files, {len(data.names)} sequences, {data.n_bases:,} bases")

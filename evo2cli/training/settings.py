@@ -211,7 +211,7 @@ class Settings:
         try:
             saved = json.loads(path.read_text())
         except OSError as e:
-            raise UserError(f"{folder} is not a training run: no {RUN} in it; give the run's folder") from e
+            raise UserError(f"{folder} is not a training run: no {RUN} in it; use the folder of a run") from e
         except (ValueError, RecursionError) as e:
             raise UserError(f"{path} is damaged ({e}); begin a new run with --init-from {folder / 'last'}") from e
         if isinstance(saved, dict) and saved.get("format", 1) != FORMAT:

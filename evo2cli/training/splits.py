@@ -71,7 +71,9 @@ def _regions(corpus: Corpus, bed: str) -> list[tuple[int, int, int]]:
     regions = []
     for region in read_bed(bed, contigs):
         if by_record[region.contig] < 0:
-            raise UserError(f"{bed}: {region.contig} is in more than one training file; give files of unlike names")
+            raise UserError(
+                f"{bed}: {region.contig} is in more than one training file; rename the record in one of them"
+            )
         if region.start < region.end:
             regions.append((by_record[region.contig], region.start, region.end))
     return regions

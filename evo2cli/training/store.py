@@ -115,17 +115,17 @@ def open_store(fasta: Path, stores: Path, *, skip_bad: bool = False, note: Calla
 
 
 def _current_index(folder: Path, fasta: Path, note: Callable[[str], None]) -> _Index | None:
-    """The store's index if the store is as it was written, and still tells what is in the FASTA file."""
+    """The store's index if the store is as it was written, and the FASTA file is still what it was."""
     index = _Index.read(folder)
     if index is None:
         return None
     bytes_mtime_ns = _mtime_if_whole(folder / BYTES, index)
     if bytes_mtime_ns is None:
-        note(f"the store of {fasta} is damaged: preparing it anew")
+        note(f"the store of {fasta} is damaged: preparing it again")
         return None
     source, now = index.source, fasta.stat()
     if (source.size, source.mtime_ns) != (now.st_size, now.st_mtime_ns) and sha256(fasta) != source.sha256:
-        note(f"{fasta} has changed since it was prepared: preparing it anew")
+        note(f"{fasta} has changed since it was prepared: preparing it again")
         return None
     source = replace(source, size=now.st_size, mtime_ns=now.st_mtime_ns)
     current = replace(index, source=source, bytes_mtime_ns=bytes_mtime_ns)
@@ -205,7 +205,7 @@ def read_records(fasta: Path) -> Iterator[tuple[str, np.ndarray] | str]:
             name, sequence = record
             yield _checked(f"{fasta}: record {name}", name, sequence)
         if record is None:
-            raise UserError(f"{fasta}: no FASTA records in it; give nucleotide FASTA")
+            raise UserError(f"{fasta}: no FASTA records in it; expected nucleotide FASTA")
 
 
 def _checked(record: str, name: str, sequence: str) -> tuple[str, np.ndarray] | str:
@@ -219,7 +219,8 @@ def _checked(record: str, name: str, sequence: str) -> tuple[str, np.ndarray] | 
     if wrong is None:
         return name, stored
     what = repr(chr(stored[wrong]))
-    return f"{record} has {what} at position {wrong + 1}, which is no nucleotide; give DNA, or use --skip-bad"
+    remedy = "remove the record, or leave it out with --skip-bad"
+    return f"{record} has {what} at position {wrong + 1}, which is not a nucleotide; {remedy}"
 
 
 def sha256(path: Path) -> str:

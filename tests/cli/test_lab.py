@@ -251,6 +251,17 @@ def test_genomes_are_compared_and_nothing_is_trained_twice(fasta, capsys):
     assert "already trained" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("changed", ["train", "valid"])
+def test_other_bases_are_trained_anew(fasta, capsys, changed):
+    """Though there are as many of them."""
+    assert lab(fasta) == 0
+    text = (fasta / f"{changed}.fa").read_text()
+    (fasta / f"{changed}.fa").write_text(text[:-2] + ("A" if text[-2] != "A" else "C") + "\n")
+    capsys.readouterr()
+    assert lab(fasta) == 0
+    assert "already trained" not in capsys.readouterr().err
+
+
 def test_all_files_held_out_is_an_error(fasta, capsys):
     assert main(["lab", "genomes", "S", "--fasta", f"{fasta}/train.fa", "--valid", f"{fasta}/*.fa"]) == 1
     assert "every training file is also held out" in capsys.readouterr().err
