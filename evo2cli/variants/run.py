@@ -15,9 +15,10 @@ from evo2cli.errors import UsageError, UserError
 from evo2cli.io.drafts import Entry
 from evo2cli.io.fasta import Reference, open_reference
 from evo2cli.io.vcf import VcfReader, VcfRecord
+from evo2cli.plotting.consequences import classifier
 from evo2cli.plotting.genes import read_genes
 from evo2cli.plotting.plot import plot, require_kind
-from evo2cli.plotting.points import Noted, Points, classifier
+from evo2cli.plotting.points import Noted, Points
 from evo2cli.provenance import provenance, source_of
 from evo2cli.variants.assembly import check_lengths, check_statuses
 from evo2cli.variants.chunks import Placed, Shard, chunks, group_size

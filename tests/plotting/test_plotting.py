@@ -14,8 +14,9 @@ from evo2cli.errors import UserError
 from evo2cli.io.fasta import Reference
 from evo2cli.io.vcf import VcfRecord
 from evo2cli.plotting import points as points_module
+from evo2cli.plotting.consequences import classifier
 from evo2cli.plotting.genes import Gene, read_genes
-from evo2cli.plotting.points import Points, classifier
+from evo2cli.plotting.points import Points
 from evo2cli.plotting.scene import compose
 
 REFERENCE = Reference("ref.fa", {"c1": 1000, "c2": 500}, lambda contig, start, end: "A" * (end - start))
@@ -31,7 +32,11 @@ VEP = b'##INFO=<ID=CSQ,Number=.,Type=String,Description="Consequences from VEP. 
 SNPEFF = (
     b"##INFO=<ID=ANN,Number=.,Type=String,Description=\"Functional annotations: 'Allele | Annotation | Impact'\">\n"
 )
-BCSQ = b'##INFO=<ID=BCSQ,Number=.,Type=String,Description="Local consequence. Format: Consequence|gene|strand">\n'
+VEP_PICK = b'##INFO=<ID=CSQ,Number=.,Description="From VEP. Format: Allele|Consequence|PICK|ALLELE_NUM">\n'
+BCSQ = (
+    b'##INFO=<ID=BCSQ,Number=.,Type=String,Description="Local consequence annotation from BCFtools/csq, see x for '
+    b'details. Format: Consequence|gene|transcript|biotype|strand|amino_acid_change|dna_change">\n'
+)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +47,22 @@ BCSQ = b'##INFO=<ID=BCSQ,Number=.,Type=String,Description="Local consequence. Fo
         (BCSQ, "BCSQ=*missense|D|+", ["missense", "missense"]),
         (b'##INFO=<ID=CSQ,Number=1,Type=String,Description="Consequence">\n', "CSQ=nonsense", ["nonsense"] * 2),
         (b"##INFO=<ID=CLNSIG,Number=.>\n", "CLNSIG=Pathogenic|drug", ["Pathogenic"] * 2),
+        (
+            VEP,
+            "CSQ=C|intron_variant|,C|stop_gained&x|H,G|intron_variant|",
+            ["stop_gained", "intron_variant"],
+        ),
+        (
+            VEP_PICK,
+            "CSQ=C|stop_gained||,C|intron_variant|1|,G|missense_variant|1|",
+            ["intron_variant", "missense_variant"],
+        ),
+        (VEP_PICK, "CSQ=x|stop_gained||2,x|missense_variant||1", ["missense_variant", "stop_gained"]),
+        (BCSQ, "BCSQ=missense|g|t|p|+|1A>1B|5A>C,synonymous|g|t|p|+|1A|5A>G+9C>T", ["missense", "synonymous"]),
+        (BCSQ, "BCSQ=intron|g|t,splice_donor|g|t", ["splice_donor", "splice_donor"]),
+        (BCSQ, "BCSQ=@3", ["compound", "compound"]),
+        (BCSQ, "BCSQ=missense|g|t|p|+|1A>1B|5A>C", ["missense", "unannotated"]),
+        (SNPEFF, "ANN=C|intergenic_region|,C|upstream_gene_variant|", ["upstream_gene_variant", "unannotated"]),
         (VEP, ".", ["unannotated"] * 2),
         (b"", "CSQ=x", ["SNV", "SNV"]),
     ],
@@ -49,6 +70,16 @@ BCSQ = b'##INFO=<ID=BCSQ,Number=.,Type=String,Description="Local consequence. Fo
 def test_a_variant_is_in_the_class_of_its_own_consequence(header, info, kinds):
     classify = classifier([b"##fileformat=VCFv4.2\n", header])
     assert [classify(record(alt="C,G", info=info), alt) for alt in "CG"] == kinds
+
+
+@pytest.mark.parametrize(
+    ("ref", "alts", "entries"),
+    [("A", "AT,ATT", "TT|x,T|y"), ("AT", "A,ATG", "TG|x,-|y"), ("AT", "A,C", "C|x,A|y"), ("AG", "AC,AT", "AT|x,AC|y")],
+)
+def test_alleles_are_known_as_vep_trims_them(ref, alts, entries):
+    classify = classifier([VEP])
+    indel = record(ref=ref, alt=alts, info=f"CSQ={entries}")
+    assert [classify(indel, alt) for alt in alts.split(",")] == ["y", "x"]
 
 
 def test_without_consequences_the_kind_of_change_is_the_class():
