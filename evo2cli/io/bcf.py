@@ -8,13 +8,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
-
-import pysam
+from typing import IO
 
 from evo2cli.errors import UserError
+from evo2cli.io.vcf import definition
 
 _WRITE = """
 import sys, pysam
@@ -71,26 +69,16 @@ def _feed(lines: Iterable[bytes], declarations: list[bytes], pipe: IO[bytes]) ->
 
 def _undeclared(vcf: Path) -> list[str]:
     """Definitions of all that the records name and the header does not define."""
-    header = pysam.VariantHeader()
+    known: set[tuple[str, str]] = set()
     found: dict[tuple[str, str], str] = {}
     with open(vcf, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         for line in lines:
             if line.startswith("##"):
-                _add(header, line.rstrip())
+                kind, values = definition(line)
+                known.add((kind, values.get("ID", "")))
             elif not line.startswith("#"):
                 found |= {key: text for key, text in _names(line.rstrip("\r\n").split("\t")) if key not in found}
-    known: dict[str, Any] = {
-        "contig": header.contigs,
-        "FILTER": header.filters,
-        "INFO": header.info,
-        "FORMAT": header.formats,
-    }
-    return [text for (kind, name), text in found.items() if name not in known[kind]]
-
-
-def _add(header: pysam.VariantHeader, line: str) -> None:
-    with suppress(ValueError):  # htslib leaves out what it cannot read
-        header.add_line(line)
+    return [text for key, text in found.items() if key not in known]
 
 
 def _names(columns: list[str]) -> Iterable[tuple[tuple[str, str], str]]:

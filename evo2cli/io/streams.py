@@ -8,7 +8,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import BinaryIO, cast
 
 from evo2cli.errors import UsageError, UserError
 
@@ -29,11 +29,12 @@ class Input:
         status = os.fstat(self._file.fileno())
         self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
         head = self._file.peek(18)[:18]
-        if is_bgzf(head):
-            self._require_end_block()
         self.stream = self._file
         if head.startswith(_GZIP_MAGIC):
-            self.stream = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=self._file)))
+            compressed = _Bgzf(self._file, self.name) if is_bgzf(head) else self._file
+            if is_bgzf(head):
+                self._require_end_block()
+            self.stream = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=cast(BinaryIO, compressed))))
 
     def tell(self) -> int:
         """Bytes of the file on disk that were read so far; only where `size` is known."""
@@ -47,15 +48,36 @@ class Input:
             self._file.close()
 
     def _require_end_block(self) -> None:
-        # gzip members end anywhere without a sign, so a bgzip file cut between two blocks would read as a whole one.
+        """Before anything is read, where that can be."""
         if self.size is None:
             return
         here = self._file.tell()
         self._file.seek(max(0, self.size - len(_BGZF_END)))
         end = self._file.read()
         self._file.seek(here)
-        if end != _BGZF_END:
-            raise UserError(f"{self.name} is truncated: its last bgzip block is missing; copy or make it again")
+        _require_end_block(end, self.name)
+
+
+class _Bgzf:
+    """A bgzip file that is read to its last block, which is empty.
+
+    gzip members end anywhere without a sign, so that a file cut between two blocks would read as a whole one.
+    """
+
+    def __init__(self, file: BinaryIO, name: str):
+        self._file, self._name, self._end = file, name, b""
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._end = (self._end + data)[-len(_BGZF_END) :]
+        if not data and size:
+            _require_end_block(self._end, self._name)
+        return data
+
+
+def _require_end_block(end: bytes, name: str) -> None:
+    if end != _BGZF_END:
+        raise UserError(f"{name} is truncated: its last bgzip block is missing; copy or make it again")
 
 
 def is_bgzf(head: bytes) -> bool:

@@ -7,6 +7,7 @@ and adds fields of its own. htslib reads BCF and contig lines here; of a text re
 import gzip
 import logging
 import os
+import re
 import shutil
 import threading
 import zlib
@@ -60,6 +61,13 @@ class VcfRecord:
         return b"\t".join(columns) + end
 
 
+def definition(line: str) -> tuple[str, dict[str, str]]:
+    """Key and values of a header line `##KEY=<ID=...,...>`; no values where it is of another form."""
+    found = re.match(r"##([^=]+)=<(.*)>\s*$", line)
+    values = dict(re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|[^,]*)', found[2])) if found else {}
+    return (found[1] if found else "", values)
+
+
 class VcfReader:
     """The records of VCF lines in their order; iterate over it once.
 
@@ -79,6 +87,9 @@ class VcfReader:
                 self._first = [(number, line)]
                 break
             self.header.append(line)
+        for line in [*self.header, *(line for _, line in self._first)]:
+            if b"\r" in line.rstrip(b"\r\n"):
+                raise UserError(f"{self.name} ends its lines with CR alone; convert it with: tr '\\r' '\\n'")
         if not self.header and not self._first:
             raise UserError(f"{self.name} is empty, without even a VCF header; check the command that made it")
         self._complete_header()
@@ -91,13 +102,8 @@ class VcfReader:
     @property
     def contig_lengths(self) -> dict[str, int]:
         """Lengths of the contigs in the header's ##contig lines, where they are given."""
-        header = pysam.VariantHeader()
-        for line in self._meta(b"contig"):
-            try:
-                header.add_line(line)
-            except ValueError:
-                log.debug("%s: a ##contig line that htslib cannot read: %s", self.name, line)
-        return {contig.name: contig.length for contig in header.contigs.values() if contig.length}
+        contigs = [definition(line)[1] for line in self._meta(b"contig")]
+        return {c["ID"]: int(c["length"]) for c in contigs if "ID" in c and c.get("length", "").isdecimal()}
 
     @property
     def reference(self) -> str | None:
