@@ -23,6 +23,7 @@ def score_variants(options: ScoringOptions, models: ModelOptions, parallel: Para
     NO_CONTIG          the reference has no such contig
     OFF_END            REF reaches beyond the contig
     REF_MISMATCH       REF is not what the reference has there
+    NO_CONTEXT         no other base is read with ALT or REF, or more than nine tenths of the window are N
     NOT_FINITE         the model's output is NaN or infinite (the command then exits with 1)
     """
     import pysam

@@ -26,8 +26,14 @@ _GROUP_CHUNKS = 4
 _GROUP_VARIANTS = 4096
 
 
-def group_size(settings: "ScoreSettings") -> int:
-    """The number of records in a group."""
+def group_size(settings: "ScoreSettings", records: int | None = None, parts: int = 1) -> int:
+    """The number of records in a group.
+
+    Of few `records` over several parts it is less, a quarter of a part at most, so that parts are much alike; where
+    that is so, they agree with what is scored in one part to rounding only.
+    """
+    if records is not None:
+        return max(1, min(group_size(settings), records // (4 * parts)))
     half = settings.windows.width // 2
     after = half if settings.right_context is None else min(half, settings.right_context)
     tokens = settings.strands * (after if settings.windows.tiled else half + 2 * after)
@@ -35,15 +41,20 @@ def group_size(settings: "ScoreSettings") -> int:
 
 
 def chunks(
-    variants: Iterable[AnyVariant], reference: "Reference", settings: "ScoreSettings", first: int = 0
+    variants: Iterable[AnyVariant],
+    reference: "Reference",
+    settings: "ScoreSettings",
+    first: int = 0,
+    size: int | None = None,
 ) -> Iterator[list[Placed[AnyVariant]]]:
     """The variants on their reference, in chunks to be scored together; `first` is the number of the first variant.
 
+    `size`: of a group, by default that of `group_size`.
     Chunks depend on the variants from the start of a chunk on and on the numbers of those, and on nothing else.
     """
     chunk: list[Placed[AnyVariant]] = []
     tokens = held = 0
-    size = group_size(settings)
+    size = size or group_size(settings)
     for number, variant in enumerate(variants, start=first + 1):
         placement = place(variant, reference, settings.windows)
         chunk.append((variant, placement))

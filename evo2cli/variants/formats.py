@@ -39,8 +39,8 @@ class Format:
     bgzipped: ClassVar[bool] = False
     """The text is compressed in blocks, in the end or on its way to a pipe."""
 
-    def header(self, reader: VcfReader, provenance: str) -> bytes:
-        """What comes before the records; `provenance` is a line on where the scores come from."""
+    def header(self, reader: VcfReader, provenance: str, unit: str) -> bytes:
+        """What comes before the records; `provenance` is a line on where scores come from, `unit` on what they are."""
         raise NotImplementedError
 
     def body(self, scored: Scored) -> bytes:
@@ -61,13 +61,13 @@ class Vcf(Format):
     name = "v"
     suffixes: ClassVar[tuple[str, ...]] = (".vcf",)
 
-    def header(self, reader: VcfReader, provenance: str) -> bytes:
+    def header(self, reader: VcfReader, provenance: str, unit: str) -> bytes:
         """The input's header with the definitions of our INFO fields and a line on where they come from."""
         ours = tuple(f"##INFO=<ID={name},".encode() for name in _FIELDS)
         kept = [line for line in reader.header if not line.startswith(ours)]
         if len(kept) < len(reader.header):
             log.info("%s has EVO2_ fields from an earlier run; they are replaced", reader.name)
-        added = [*_definitions(), f"##evo2_score-variants={provenance}"]
+        added = [*_definitions(unit), f"##evo2_score-variants={provenance}"]
         ends = [line.encode("utf-8", "surrogateescape") + reader.line_end for line in added]
         return b"".join([*kept[:-1], *ends, kept[-1]])
 
@@ -120,7 +120,7 @@ class Tsv(Format):
     name = "tsv"
     suffixes = (".tsv",)
 
-    def header(self, reader: VcfReader, provenance: str) -> bytes:
+    def header(self, reader: VcfReader, provenance: str, unit: str) -> bytes:
         return f"##evo2_score-variants={provenance}\n{_line(_COLUMNS)}".encode("utf-8", "surrogateescape")
 
     def body(self, scored: Scored) -> bytes:
@@ -134,7 +134,7 @@ class Jsonl(Format):
     name = "jsonl"
     suffixes = (".jsonl",)
 
-    def header(self, reader: VcfReader, provenance: str) -> bytes:
+    def header(self, reader: VcfReader, provenance: str, unit: str) -> bytes:
         return b""
 
     def body(self, scored: Scored) -> bytes:
@@ -149,7 +149,7 @@ class Parquet(Format):
     suffixes = (".parquet",)
     is_text = False
 
-    def header(self, reader: VcfReader, provenance: str) -> bytes:
+    def header(self, reader: VcfReader, provenance: str, unit: str) -> bytes:
         return self._schema(provenance).serialize().to_pybytes()
 
     def body(self, scored: Scored) -> bytes:
@@ -189,15 +189,15 @@ def format_of(path: str) -> Format:
     return FORMATS["v"]
 
 
-def _definitions() -> Iterator[str]:
+def _definitions(unit: str) -> Iterator[str]:
     """Header lines of our INFO fields."""
     from evo2cli.variants.variant import Status
 
     reasons = ", ".join(status for status in Status if status is not Status.OK)
     for name, number, kind, description in (
-        ("EVO2_DELTA", "A", "Float", "Log-likelihood of the sequence with ALT minus that of the reference sequence"),
-        ("EVO2_REF_LL", "1", "Float", "Log-likelihood of the reference sequence around the variant"),
-        ("EVO2_ALT_LL", "A", "Float", "Log-likelihood of the sequence with ALT"),
+        ("EVO2_DELTA", "A", "Float", f"EVO2_ALT_LL minus EVO2_REF_LL, negative where ALT is less likely ({unit})"),
+        ("EVO2_REF_LL", "1", "Float", f"Log-likelihood of the reference sequence around the variant ({unit})"),
+        ("EVO2_ALT_LL", "A", "Float", f"Log-likelihood of the sequence with ALT ({unit})"),
         ("EVO2_STATUS", "A", "String", f"OK, or why ALT has no score: {reasons}"),
     ):
         yield f'##INFO=<ID={name},Number={number},Type={kind},Description="{description}">'

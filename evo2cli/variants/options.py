@@ -115,6 +115,13 @@ class ScoringOptions:
         Literal["both", "+", "-"],
         Option(help="Strand to read; both: the mean of the two.", rich_help_panel=_SCORING),
     ] = "both"
+    max_unscored: Annotated[
+        float | None,
+        Option(
+            metavar="FRACTION", min=0, max=1, help="Exit with 1 if more ALT alleles than this have no score.",
+            rich_help_panel=_SCORING,
+        ),
+    ] = None  # fmt: skip
     batch_tokens: Annotated[
         int | None,
         Option(

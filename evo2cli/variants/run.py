@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
@@ -70,6 +71,7 @@ class VariantRun:
             )
         if options.genes and not options.plot:
             raise UsageError("--genes are drawn in a picture; name it with --plot")
+        _require_apart(options)
         if options.plot:
             require_kind(options.plot)
             if world.dp > 1:
@@ -94,14 +96,14 @@ class VariantRun:
             model = self._load_model()
             settings = _settings(options, model)
             about = provenance(**source_of(model), reference=reference.path, **_described(settings))
-            first, end = self._span(source, reference, settings)
+            first, end, size = self._span(source, reference, settings)
             records = islice(reader, first, end)
-            scoring = _Scoring(Scorer(model, settings), reference, self._format, output, points, first)
-            facts = {"format": self._format.name, "records": [first, end], "plot": bool(options.plot)}
+            scoring = _Scoring(Scorer(model, settings), reference, self._format, output, points, first, size)
+            facts = {"format": self._format.name, "records": [first, end], "group": size, "plot": bool(options.plot)}
             entries = output.begin(fingerprint(model, settings, **facts))
             scoring.skip(records, entries, reader.name)
             if not entries and self._has_header:
-                output.write(self._format.header(reader, about))
+                output.write(self._format.header(reader, about, settings.unit))
             if not output.is_delivered:
                 with progress_bar("scoring", beside=options.output) as advance:
                     total = None if end is None else end - first
@@ -118,28 +120,39 @@ class VariantRun:
             world.wait()
         if world.rank == 0:
             log.info(tally.summary())
-            check_statuses(tally.statuses, reference)
+            check_statuses(tally.statuses, reference, options.max_unscored)
 
     @property
     def _has_header(self) -> bool:
         """Where `cat` joins the shards, the first of them alone."""
         return self._world.dp_rank == 0 and (self._shard.number == 1 or not self._format.is_text)
 
-    def _span(self, source: VariantSource, reference: Reference, settings: ScoreSettings) -> tuple[int, int | None]:
-        """First and one past the last record of this process; None: to the end."""
+    def _span(
+        self, source: VariantSource, reference: Reference, settings: ScoreSettings
+    ) -> tuple[int, int | None, int]:
+        """First and one past the last record of this process (None: to the end), and the size of a group."""
         if self._part.of == 1:
-            return 0, None
-        return self._part.span(source.count(reference), group_size(settings))
+            return 0, None, group_size(settings)
+        total = source.count(reference)
+        size = group_size(settings, total, self._part.of)
+        return *self._part.span(total, size), size
 
 
 class _Scoring:
     """The records' way through the scorer to the output, of which the first is number `first` of its file."""
 
     def __init__(
-        self, scorer: Scorer, reference: Reference, format: Format, output: Output, points: Points | None, first: int
+        self,
+        scorer: Scorer,
+        reference: Reference,
+        format: Format,
+        output: Output,
+        points: Points | None,
+        first: int,
+        group_size: int,
     ):
         self._scorer, self._reference, self._format, self._output = scorer, reference, format, output
-        self._points, self._first = points, first
+        self._points, self._first, self._group_size = points, first, group_size
         self._read = _Digests()
         self.tally = Tally()
 
@@ -187,7 +200,7 @@ class _Scoring:
 
     def _chunks(self, records: Iterable[VcfRecord]) -> Iterator[tuple[list[Placed[VcfRecord]], dict[str, str]]]:
         first = self._first + self.tally.records
-        for chunk in chunks(records, self._reference, self._scorer.settings, first):
+        for chunk in chunks(records, self._reference, self._scorer.settings, first, self._group_size):
             for record, placement in chunk:
                 self._read.add(record, placement)
             yield chunk, self._read.values()
@@ -221,6 +234,20 @@ def _settings(options: ScoringOptions, model: StripedHyena2) -> ScoreSettings:
         options.right_context,
         options.batch_tokens or default_batch_tokens(model),
     )
+
+
+def _require_apart(options: ScoringOptions) -> None:
+    """UsageError where an output would replace an input, or the other output."""
+    beds = [*(options.regions_files or ()), *filter(None, [options.all_snvs])]
+    inputs = [("IN", options.variants), ("-f", options.fasta), ("--genes", options.genes)]
+    inputs += [("a BED file", bed) for bed in beds]
+    for name, path, others in (
+        ("-o", options.output, inputs),
+        ("--plot", options.plot, [*inputs, ("-o", options.output)]),
+    ):
+        for other, taken in others:
+            if path and taken and "-" not in (path, taken) and os.path.realpath(path) == os.path.realpath(taken):
+                raise UsageError(f"{name} {path} is also {other}, which it would replace; choose another file")
 
 
 def _described(settings: ScoreSettings) -> dict[str, Any]:

@@ -19,6 +19,9 @@ Strand = Literal["both", "+", "-"]
 
 DEFAULT_WINDOW = 8192
 
+_KNOWN_CONTEXT = 0.1
+"""The share of A, C, G and T around a variant, below which it has the status NO_CONTEXT: in a gap of the assembly."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -60,6 +63,13 @@ class ScoreSettings:
     strand: Strand = "both"
     right_context: int | None = None
     batch_tokens: int = 8192
+
+    @property
+    def unit(self) -> str:
+        """What a log-likelihood is counted in."""
+        total = "mean per base" if self.reduce == "mean" else "sum over the sequence"
+        read = "mean of both strands" if self.strand == "both" else f"{self.strand} strand"
+        return f"natural logarithm, {total}, {read}"
 
     @property
     def strands(self) -> int:
@@ -128,6 +138,7 @@ class Scorer:
 
     def score(self, placements: Sequence[Placement]) -> list[Score]:
         """The scores of these, in order."""
+        placements = [self._with_context(placement) for placement in placements]
         sites = [placement.site for placement in placements if placement.site]
         by_strand = [self.settings.sites(site) for site in sites]
         flat = [site for strands in by_strand for site in strands]
@@ -136,6 +147,19 @@ class Scorer:
         reduced = iter([self._reduced(site, total) for site, total in zip(flat, totals, strict=True)])
         values = iter([_mean([next(reduced) for _ in strands]) for strands in by_strand])
         return [_score(placement, next(values) if placement.site else None) for placement in placements]
+
+    def _with_context(self, placement: Placement) -> Placement:
+        """The placement, or one without a site where too little stands around it to tell anything."""
+        site = placement.site
+        if site is None or self._has_context(site):
+            return placement
+        return Placement(tuple(Status.NO_CONTEXT if s is Status.OK else s for s in placement.statuses), None)
+
+    def _has_context(self, site: Site) -> bool:
+        context = site.left + site.right
+        known = len(context) - len(context.translate(None, b"ACGT"))
+        read = [s for side in self.settings.sites(site) for s in side.cut(self.settings.right_context).sequences()]
+        return bool(context) and known >= _KNOWN_CONTEXT * len(context) and min(map(len, read)) > 1
 
     def _centred(self, sites: Sequence[Site]) -> list[list[float]]:
         """Log-likelihoods of the reference and of each alt of every site. What stands left of an allele is run once."""

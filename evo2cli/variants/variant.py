@@ -24,6 +24,7 @@ class Status(StrEnum):
     REF_MISMATCH = "REF_MISMATCH"
     AMBIGUOUS = "AMBIGUOUS"
     TOO_LONG = "TOO_LONG"
+    NO_CONTEXT = "NO_CONTEXT"
     NOT_FINITE = "NOT_FINITE"
 
 

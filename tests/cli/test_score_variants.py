@@ -283,7 +283,7 @@ def test_a_wrong_reference_is_noticed(evo2, tmp_path, vcf, fasta):
     assert "of the REF alleles differ from" in result.err
     other.write_text(">elsewhere\nACGT\n")
     os.remove(f"{other}.fai")
-    assert "no variant lies on a contig of" in evo2("score-variants", vcf, "-f", other).err
+    assert "has other contigs (elsewhere" in evo2("score-variants", vcf, "-f", other).err
     assert "right" not in evo2("score-variants", vcf, "-f", fasta).err
 
 
@@ -337,15 +337,54 @@ def test_an_output_folder_that_does_not_exist_is_said_before_the_model_is_loaded
     assert result.err.startswith("evo2: error: cannot write")
 
 
-def test_the_output_may_be_the_input(evo2, vcf, fasta):
-    expected = evo2("score-variants", vcf, "-f", fasta).records
-    assert evo2("score-variants", vcf, "-f", fasta, "-o", vcf).code == 0
-    assert [line.split("\t") for line in vcf.read_text().splitlines() if line[0] != "#"] == expected
+def test_no_output_replaces_an_input_or_the_other_output(evo2, tmp_path, vcf, fasta):
+    (tmp_path / "link.vcf").symlink_to(vcf)
+    (tmp_path / "genes.bed").write_text("c1\t0\t9\n")
+    before = {path: path.read_bytes() for path in (vcf, fasta)}
+    for options in (
+        ["-o", vcf],
+        ["-o", tmp_path / "link.vcf"],
+        ["-o", fasta, "-O", "v"],
+        ["-R", tmp_path / "genes.bed", "-o", tmp_path / "genes.bed", "-O", "v"],
+        ["-o", tmp_path / "out.html", "-O", "v", "--plot", tmp_path / "out.html"],
+    ):
+        refused = evo2("score-variants", vcf, "-f", fasta, *options)
+        assert refused.code == 2
+        assert "which it would replace; choose another file" in refused.err
+    assert {path: path.read_bytes() for path in (vcf, fasta)} == before
+
+
+@pytest.mark.parametrize(
+    ("records", "cause"),
+    [
+        ([("c9", 3, "G", "A")] * 9, "NO_CONTIG (9): .*ref.fa has other contigs \\(c1, low, iupac"),
+        (
+            [("c1", 3, "G", "<DEL>")] * 3 + [("c1", 3, "G", "A")] * 7,
+            "30% of 10 .* SYMBOLIC \\(3\\): structural variants",
+        ),
+    ],
+)
+def test_many_alleles_without_a_score_are_warned_of_with_the_likely_cause(evo2, vcf, fasta, records, cause):
+    vcf.write_text(f"##fileformat=VCFv4.2\n{COLUMNS}\n{lines(records)}")
+    result = evo2("score-variants", vcf, "-f", fasta, "-q")
+    assert result.code == 0
+    assert re.search(cause, result.err)
+
+
+def test_too_many_alleles_without_a_score_are_an_error_if_so_asked(evo2, tmp_path, vcf, fasta):
+    vcf.write_text(f"##fileformat=VCFv4.2\n{COLUMNS}\n{lines([('c1', 3, 'G', 'A'), ('c1', 3, 'G', '*')])}")
+    out = tmp_path / "out.vcf"
+    assert evo2("score-variants", vcf, "-f", fasta, "-o", out, "--max-unscored", 0.5).code == 0
+    failed = evo2("score-variants", vcf, "-f", fasta, "-o", out, "--max-unscored", 0.4)
+    assert failed.code == 1
+    assert "1 of 2 ALT alleles have no score, more than --max-unscored 0.4" in failed.err
+    assert len(read_back(out)) == 2
 
 
 def test_the_summary_counts_and_quiet_is_quiet(evo2, vcf, fasta):
     err = evo2("score-variants", vcf, "-f", fasta).err
     assert re.search(r"evo2: 22 variants in [\d.]+ s, [\d.e+]+ a second, OK 16, BREAKEND 3, ", err)
+    vcf.write_text(f"##fileformat=VCFv4.2\n{COLUMNS}\n{lines(RECORDS[:5])}")
     assert evo2("score-variants", vcf, "-f", fasta, "-q").err == ""
     assert evo2("-q", "score-variants", vcf, "-f", fasta).err == ""
 

@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evo2cli.errors import UsageError
-from evo2cli.variants.chunks import Shard
+from evo2cli.variants.chunks import Shard, group_size
 from evo2cli.variants.formats import FORMATS
 from evo2cli.variants.output import open_run_output
+from evo2cli.variants.scoring import ScoreSettings
 from evo2cli.variants.tally import Tally
-from evo2cli.variants.variant import Status
+from evo2cli.variants.variant import Status, Windows
 
 
 @given(st.integers(0, 500), st.integers(1, 40), st.integers(1, 12), st.integers(1, 4))
@@ -24,6 +25,21 @@ def test_shards_are_whole_groups_that_follow_each_other(records, group_size, of,
     assert all(first % group_size == 0 for first, end in spans if first < end)
     sizes = [-(-(end - first) // group_size) for first, end in spans if end > first]
     assert not sizes or len(spans) > records / group_size or max(sizes) - min(sizes) <= 1
+
+
+@given(st.integers(0, 3000), st.integers(1, 20), st.integers(1, 10**5))
+def test_parts_of_small_inputs_differ_by_a_quarter_at_most(records, parts, batch_tokens):
+    settings = ScoreSettings(Windows(16), batch_tokens=batch_tokens)
+    size = group_size(settings, records, parts)
+    spans = [Shard(number, parts).span(records, size) for number in range(1, parts + 1)]
+    assert [n for first, end in spans for n in range(first, end)] == list(range(records))
+    sizes = [end - first for first, end in spans]
+    assert size <= group_size(settings)
+    if records >= 4 * parts:
+        assert max(sizes) - min(sizes) <= 2 * size <= max(sizes)
+        assert 4 * size <= records / parts
+    elif records >= parts:
+        assert size == 1
 
 
 @pytest.mark.parametrize("text", ["", "1", "0/3", "4/3", "1/0", "a/b", "-1/2", "1/2/3"])

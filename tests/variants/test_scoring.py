@@ -90,7 +90,7 @@ def test_scores_are_what_the_definition_says(records, window, reduce, strand, ti
                 assert alt_ll == pytest.approx(expected_alt, abs=1e-9)
                 assert delta == pytest.approx(expected_alt - expected_ref, abs=1e-9)
             else:
-                assert status is Status.TOO_LONG
+                assert status is Status.TOO_LONG or (status is Status.NO_CONTEXT and right_context == 0)
                 assert alt_ll is None
                 assert delta is None
 
@@ -194,9 +194,26 @@ def test_a_context_is_run_once_and_equal_sequences_are_too(model, strand):
 
 def test_a_sequence_of_one_token_has_likelihood_zero(model):
     assert log_likelihoods(model, {b"": [b"A"]}, 8) == {(b"", b"A"): 0.0}
-    lone = Reference("one.fa", {"c": 1}, lambda contig, start, end: "A"[start:end])
-    [(_, score)] = score_variants([Variant("c", 0, "A", ("G",))], lone, model)
-    assert (score.ref_ll, score.deltas) == (0.0, (0.0,))
+
+
+@pytest.mark.parametrize(
+    ("bases", "variant", "options", "statuses"),
+    [
+        ("A", Variant("c", 0, "A", ("G", "*")), {}, ("NO_CONTEXT", "SPANNING_DELETION")),
+        ("AC", Variant("c", 0, "AC", ("A",)), {}, ("NO_CONTEXT",)),
+        ("AC", Variant("c", 0, "A", ("G",)), {}, ("OK",)),
+        ("AC", Variant("c", 0, "A", ("G",)), {"right_context": 0, "strand": "+"}, ("NO_CONTEXT",)),
+        ("AC", Variant("c", 0, "A", ("G",)), {"right_context": 0, "strand": "-"}, ("OK",)),
+        ("N" * 30 + "A" + "N" * 30, Variant("c", 30, "A", ("G",)), {}, ("NO_CONTEXT",)),
+        ("N" * 30 + "A" + "ACGT" * 30, Variant("c", 30, "A", ("G",)), {}, ("OK",)),
+    ],
+)
+@pytest.mark.parametrize("tile", [False, True])
+def test_too_little_context_is_a_status(model, bases, variant, options, statuses, tile):
+    lone = Reference("one.fa", {"c": len(bases)}, lambda contig, start, end: bases[start:end])
+    [(_, score)] = score_variants([variant], lone, model, tile=tile, **options)
+    assert score.statuses == statuses
+    assert [delta is not None for delta in score.deltas] == [status == "OK" for status in statuses]
 
 
 def test_input_is_read_no_further_than_a_chunk_ahead(model, monkeypatch):

@@ -145,5 +145,5 @@ def test_a_site_is_cut_after_its_right_context_on_the_strand_it_is_read_on():
 def test_every_status_of_the_documentation_has_a_name():
     assert set(Status) == {
         "OK", "REF_MISMATCH", "NO_CONTIG", "SYMBOLIC", "BREAKEND", "SPANNING_DELETION", "AMBIGUOUS", "TOO_LONG",
-        "MISSING", "OFF_END", "NOT_FINITE",
+        "MISSING", "OFF_END", "NO_CONTEXT", "NOT_FINITE",
     }  # fmt: skip
