@@ -56,7 +56,7 @@ stage_A() {
     line facts 60 $(script gpu_facts.py)
     line "kernel table" 150 $(script kernels.py --device cuda --lengths 2048 8192 131072)
     line offsets 90 $(script gpu_offsets.py)
-    line sanitizer 60 $(script gpu_cores.py --under sanitizer --length 300 --width 256)
+    line sanitizer 100 $(script gpu_cores.py --under sanitizer --length 300 --width 256)
     line tests 250 $(script gpu_tests.py --seconds 240 $kernel_tests tests/inference/test_decoding.py)
 }
 
