@@ -13,12 +13,15 @@ import torch
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from evo2cli.errors import UserError
 from stripedhyena2 import Config, ModelError
 from stripedhyena2.checkpoints import build, native, open_checkpoint, running_tensors, savanna, torch_file, vortex
 from stripedhyena2.checkpoints.vortex_config import config_text, read_config
 from stripedhyena2.initialization import new_model
+from stripedhyena2.layers import lora
+from stripedhyena2.layers.lora import add_lora, merge_adapter, save_adapter
 
 CONFIG = Config("SDH*", 16, 2, 24, 2, 2)
 
@@ -143,6 +146,9 @@ class Checkpoints:
         vortex.write(folder / "whole.pt", CONFIG, tensors)
         torch_file.write(folder / "savanna.pt", savanna.from_vortex(vortex.vortex_tensors(CONFIG, tensors), CONFIG))
         self.about = json.loads((folder / "native" / native.CONFIG).read_text())
+        adapted = add_lora(new_model(CONFIG, seed=0), rank=2, alpha=4.0)
+        save_adapter(adapted, folder / "adapter", {"rank": 2, "alpha": 4.0, "base": "native"})
+        self.adapter = load_file(folder / "adapter" / lora.ADAPTER)
         self.yaml = config_text(CONFIG)
         self.states = {
             "vortex": torch.load(folder / "whole.pt", weights_only=True),
@@ -184,6 +190,23 @@ class Checkpoints:
             if before is not None:
                 file.write_bytes(before)
 
+    def adapter_json(self, steps: Any) -> None:
+        about = mutated({"rank": 2, "alpha": 4.0, "base": "native"}, steps)
+        (self.folder / "adapter" / lora.ABOUT).write_bytes(_json(about))
+        self._merge()
+
+    def adapter_dict(self, steps: Any) -> None:
+        values = mutated(self.adapter, steps)
+        kept = {
+            k: v.clone() for k, v in values.items() if isinstance(k, str) and type(v) is torch.Tensor and _is_plain(v)
+        }
+        save_file(kept, self.folder / "adapter" / lora.ADAPTER)
+        self._merge()
+
+    def _merge(self) -> None:
+        opened = open_checkpoint(self.folder / "native")
+        refused_or_fine(lambda: build(merge_adapter(opened, self.folder / "adapter")))
+
     def vortex_dict(self, steps: Any) -> None:
         self._open_dict("vortex", steps)
 
@@ -213,11 +236,16 @@ FUZZED = {
     for values, names in (
         (VALUES, ("yaml_mapping", "yaml_text", "native_json", "native_text", "native_index", "native_weights")),
         (VALUES, ("torch_bytes", "torch_pickle")),
-        (TENSORS | VALUES, ("vortex_dict", "savanna_dict")),
+        (VALUES, ("adapter_json",)),
+        (TENSORS | VALUES, ("adapter_dict", "vortex_dict", "savanna_dict")),
     )
     for name in names
 }
 """What is mutated: the method of `Checkpoints` that tries it, and the steps."""
+
+
+def _is_plain(t: torch.Tensor) -> bool:
+    return not t.is_meta and not t.is_sparse and t.is_contiguous() and not t.is_complex()
 
 
 def _json(value: Any) -> bytes:

@@ -131,7 +131,7 @@ class _Index:
 def read_about(path: str | Path) -> About:
     """The contents of a native checkpoint's config.json: config, notes, checksums."""
     file = Path(path) / CONFIG
-    contents = _read_json(file, f"{path} is not a native checkpoint")
+    contents = read_json(file, f"{path} is not a native checkpoint")
     if not isinstance(contents, dict) or contents.get("format") != "stripedhyena2":
         raise CheckpointError(f"{file} does not describe a StripedHyena 2 checkpoint; give another directory")
     version = contents.get("version")
@@ -143,7 +143,8 @@ def read_about(path: str | Path) -> About:
 _MOST_JSON = 64 * 2**20
 
 
-def _read_json(file: Path, otherwise: str) -> Any:
+def read_json(file: Path, otherwise: str) -> Any:
+    """The contents of a JSON file of a checkpoint; CheckpointError, beginning with `otherwise`, if there are none."""
     if file.exists() and not file.is_file():
         raise CheckpointError(f"{otherwise}: {file.name} is not a regular file")
     try:
@@ -161,9 +162,7 @@ def weight_files(path: str | Path) -> list[Path]:
     folder = Path(path)
     if not (folder / INDEX).is_file():
         return [folder / WEIGHTS]
-    index = schema.parse(
-        _Index, _read_json(folder / INDEX, f"{path} is damaged"), str(folder / INDEX), unknown="ignore"
-    )
+    index = schema.parse(_Index, read_json(folder / INDEX, f"{path} is damaged"), str(folder / INDEX), unknown="ignore")
     names = sorted(set(index.weight_map.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):

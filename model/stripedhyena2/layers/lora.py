@@ -6,18 +6,20 @@ import fnmatch
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stripedhyena2 import schema
 from stripedhyena2.atomic import replacing, require_own
-from stripedhyena2.checkpoints import Checkpoint, running_tensors
+from stripedhyena2.checkpoints import Checkpoint, native, running_tensors
 from stripedhyena2.checkpoints.lazy import LazyTensor, as_lazy
 from stripedhyena2.errors import CheckpointError, ConfigError
 from stripedhyena2.layers.linear import Linear
@@ -121,6 +123,15 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: t for name, t in running_tensors(model) if name in trained}
 
 
+@dataclass(frozen=True)
+class _About:
+    """What adapter.json has to say for the adapter to be merged."""
+
+    rank: Annotated[int, Field(ge=1)]
+    alpha: float
+    base: Any = None
+
+
 def save_adapter(model: nn.Module, path: str | Path, about: dict[str, Any]) -> None:
     """Write a folder with what is trained alone; `about` (rank, alpha, targets, also, base) is kept beside it."""
     tensors = {name: t.cpu().contiguous() for name, t in adapter_tensors(model).items()}
@@ -137,24 +148,40 @@ def merge_adapter(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: the folder holds no adapter, or one of another model.
     """
-    path = Path(path)
-    try:
-        about = json.loads((path / ABOUT).read_text())
-        scale, base = about["alpha"] / about["rank"], about.get("base")
-        adapter = load_file(path / ADAPTER)
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, SafetensorError) as e:
-        raise CheckpointError(f"{path} holds no adapter: {e}; give the folder that --export-adapter wrote") from e
+    path, otherwise = Path(path), f"{path} holds no adapter"
+    contents = native.read_json(path / ABOUT, otherwise)
+    about = schema.parse(_About, contents, str(path / ABOUT), unknown="ignore")
+    adapter = _load(path / ADAPTER, otherwise)
     tensors = dict(checkpoint.tensors)
     for name, value in adapter.items():
         owner, _, last = name.rpartition(".")
-        if last == "lora_a":
-            name, value = f"{owner}.weight", scale * adapter[f"{owner}.lora_b"] @ value
-        elif last == "lora_b":
+        if last == "lora_b":
             continue
-        if name not in tensors or tensors[name].form.shape != value.shape:
+        is_update = last == "lora_a"
+        added = _product(adapter.get(f"{owner}.lora_b"), value) if is_update else value
+        target = f"{owner}.weight" if is_update else name
+        if added is None or target not in tensors or tensors[target].form.shape != added.shape:
+            base = schema.shown(about.base)
             raise CheckpointError(f"{path} is an adapter for another model ({base}); use it with that one")
-        tensors[name] = _plus(tensors[name], value) if last == "lora_a" else as_lazy(name, value)
+        scaled = about.alpha / about.rank * added if is_update else added
+        tensors[target] = _plus(tensors[target], scaled) if is_update else as_lazy(name, scaled)
     return replace(checkpoint, tensors=tensors, files=[*checkpoint.files, path / ADAPTER])
+
+
+def _load(file: Path, otherwise: str) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise CheckpointError(f"{otherwise}: {file.name} is missing or not a regular file")
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(f"{otherwise} ({e}); give the folder that --export-adapter wrote") from e
+
+
+def _product(b: Tensor | None, a: Tensor) -> Tensor | None:
+    """B A, the update of a weight; None where the two are not halves of one."""
+    if b is None or a.dim() != 2 or b.dim() != 2 or b.shape[1] != a.shape[0] or b.dtype != a.dtype:
+        return None
+    return b @ a if a.is_floating_point() else None
 
 
 def _plus(tensor: LazyTensor, update: Tensor) -> LazyTensor:
