@@ -9,7 +9,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from hub_server import Hub
+from hub_server import Hub, point_to, use_cache
 from huggingface_hub import constants
 
 from evo2cli.cli.app import main
@@ -25,21 +25,7 @@ NAME, REPOSITORY = "evo2_7b", "arcinstitute/evo2_7b"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    # files of these tests are smaller than what the library writes at once
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
-    # the library waits between attempts
-    monkeypatch.setattr("time.sleep", lambda _seconds: None)
-    return tmp_path / "cache"
-
-
-def point_to(monkeypatch, endpoint):
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    return use_cache(monkeypatch, tmp_path)
 
 
 @pytest.fixture

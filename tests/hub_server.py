@@ -5,7 +5,10 @@ import json
 import re
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
+
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -119,3 +122,22 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             return None
 
     return Handler
+
+
+def use_cache(monkeypatch, folder: Path) -> Path:
+    """Let huggingface_hub keep its files in a folder, know no token, and wait for nothing between attempts."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    # files of these tests are smaller than what the library writes at once
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    return folder / "cache"
+
+
+def point_to(monkeypatch, endpoint: str) -> None:
+    """Let this be the hub."""
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
