@@ -1,5 +1,6 @@
 """Stretches of a genome to keep to: `chr1:1,000-2,000` on the command line, or BED files."""
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
@@ -45,10 +46,24 @@ class Regions:
         return after > 0 and spans[after - 1][1] > start
 
 
+def split_regions(text: str) -> list[str]:
+    """The regions between commas, those within numbers left out: `chr1:4,181,000-4,181,150,chr2` has two."""
+    found: list[str] = []
+    for piece in text.split(","):
+        if found and re.search(r":[\d,-]*\d$", found[-1]) and re.fullmatch(r"\d{3}(-\d*)?", piece):
+            found[-1] += f",{piece}"
+        elif piece:
+            found.append(piece)
+    return found
+
+
 def read_regions(texts: Sequence[str], beds: Sequence[str], reference: Reference) -> Regions:
-    """The regions of these texts and BED files; UserError where one is not within the reference."""
+    """The regions of these texts and BED files; UserError where a text is not within the reference.
+
+    What a BED file has beyond it is left out with a warning.
+    """
     named = [parse_region(text, reference) for text in texts]
-    return Regions([*named, *(region for bed in beds for region in read_bed(bed, reference))], reference)
+    return Regions([*named, *(region for bed in beds for region in read_bed(bed, reference, clip=True))], reference)
 
 
 def parse_region(text: str, reference: Reference) -> Region:

@@ -13,6 +13,7 @@ log = logging.getLogger("evo2")
 # More than stray records explain, and much less than the 70 % or so of a wrong assembly.
 _MISMATCHES_TOLERATED = 0.1
 _UNSCORED_TOLERATED = 0.2
+_LARGEST_PROKARYOTE = 20_000_000
 
 _CAUSES = {
     Status.NO_CONTIG: "{path} has other contigs ({contigs}, ...); is that the right reference?",
@@ -38,6 +39,16 @@ def check_lengths(reader: VcfReader, reference: Reference) -> None:
                 f"in {reference.path}; is that the right assembly?"
             )
             return
+
+
+def check_model(name: str, reference: Reference) -> None:
+    """Warn if the bundled model of bacteria and phages is to score a genome that is too large for one of these."""
+    bases = sum(reference.lengths.values())
+    if name == "prok-mini" and bases > _LARGEST_PROKARYOTE:
+        log.warning(
+            f"{reference.path} has {bases:,} bases, and prok-mini has only seen bacteria and phages: its scores mean "
+            "little there; choose another model with --model"
+        )
 
 
 def check_statuses(counts: Mapping[Status, int], reference: Reference, max_unscored: float | None = None) -> None:

@@ -21,7 +21,7 @@ from evo2cli.plotting.genes import read_genes
 from evo2cli.plotting.plot import plot, require_kind
 from evo2cli.plotting.points import Noted, Points
 from evo2cli.provenance import provenance, source_of
-from evo2cli.variants.assembly import check_lengths, check_statuses
+from evo2cli.variants.assembly import check_lengths, check_model, check_statuses
 from evo2cli.variants.chunks import Placed, Shard, chunks, group_size
 from evo2cli.variants.fingerprint import fingerprint
 from evo2cli.variants.formats import FORMATS, Format, format_of
@@ -94,6 +94,7 @@ class VariantRun:
             genes = read_genes(options.genes, reference) if options.genes else []
             points = Points(classifier(reader.header)) if options.plot and world.rank == 0 else None
             model = self._load_model()
+            check_model(model.source.name, reference)
             settings = _settings(options, model)
             about = provenance(**source_of(model), reference=reference.path, **_described(settings))
             first, end, size = self._span(source, reference, settings)

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from evo2cli.errors import UsageError, UserError
 from evo2cli.io.fasta import Reference
-from evo2cli.io.regions import read_regions
+from evo2cli.io.regions import read_regions, split_regions
 from evo2cli.io.streams import Input
 from evo2cli.io.vcf import VcfReader, read_vcf, within
 from evo2cli.variants.saturation import all_snvs
@@ -60,7 +60,7 @@ class VariantSource:
         assert self._input
         if not self._regions and not self._beds:
             return self._reader
-        texts = [text for several in self._regions for text in several.split(",") if text]
+        texts = [text for several in self._regions for text in split_regions(several)]
         return within(self._reader, self._input, read_regions(texts, self._beds, reference))
 
     def count(self, reference: Reference) -> int:

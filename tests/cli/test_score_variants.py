@@ -273,6 +273,13 @@ def test_another_name_of_a_contig_is_found_and_said_once(evo2, tmp_path, vcf, fa
     assert result.err.count("contig chrc1 is taken to be c1") == 1
 
 
+def test_the_bundled_model_on_a_large_genome_is_warned_of_even_if_quiet(evo2, vcf, fasta, model, monkeypatch):
+    model.source.name = "prok-mini"
+    assert "bacteria" not in evo2("score-variants", vcf, "-f", fasta, "-q").err
+    monkeypatch.setattr("evo2cli.variants.assembly._LARGEST_PROKARYOTE", 100)
+    assert "has only seen bacteria and phages" in evo2("score-variants", vcf, "-f", fasta, "-q").err
+
+
 def test_a_wrong_reference_is_noticed(evo2, tmp_path, vcf, fasta):
     other = tmp_path / "other.fa"
     other.write_text(">c1\n" + "A" * 90 + "\n>low\nTTTTT\n")

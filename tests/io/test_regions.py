@@ -7,7 +7,7 @@ from pysam import bcftools
 
 from evo2cli.errors import UserError
 from evo2cli.io.fasta import Reference
-from evo2cli.io.regions import parse_region, read_regions
+from evo2cli.io.regions import parse_region, read_regions, split_regions
 from evo2cli.io.streams import Input
 from evo2cli.io.vcf import read_vcf, within
 from evo2cli.variants.saturation import all_snvs
@@ -33,6 +33,27 @@ REFERENCE = Reference("ref.fa", LENGTHS, lambda contig, start, end: SEQUENCES[co
 def test_a_region_is_as_in_samtools(text, place):
     region = parse_region(text, REFERENCE)
     assert (region.contig, region.start, region.end) == place
+
+
+@pytest.mark.parametrize(
+    ("text", "regions"),
+    [
+        ("chr1:4,181,000-4,181,150", ["chr1:4,181,000-4,181,150"]),
+        ("c1:1-1,000,c2:2,000,3", ["c1:1-1,000", "c2:2,000", "3"]),
+        ("1,200,300", ["1", "200", "300"]),
+        (",c1,", ["c1"]),
+    ],
+)
+def test_commas_part_regions_and_thousands(text, regions):
+    assert split_regions(text) == regions
+
+
+def test_what_a_bed_file_has_beyond_the_reference_is_left_out_with_a_warning(tmp_path, caplog):
+    (tmp_path / "r.bed").write_text("c1\t70\t900\nc9\t0\t5\nc1\t500\t600\nchr2\t1\t2\n")
+    assert read_regions([], [str(tmp_path / "r.bed")], REFERENCE).spans == [("c1", 70, 82), ("chr2", 1, 2)]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "line 1: region c1:70-900 is not within a contig" in caplog.text
+    assert "as 2 more" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["c9", "c9:1-2", "c1:x", "c1:0-5", "c1:9-5", "c1:500", "c1:", ":", ""])
