@@ -61,6 +61,7 @@ def distribute(model: nn.Module, world: World, strategy: str, *, reshard: bool) 
         return nn.parallel.DistributedDataParallel(model, device_ids=ids)
     mesh = init_device_mesh(device, (world.size,))
     blocks: Any = model.blocks
+    # no mixed-precision policy: it would round filters and poles too, and autocast rounds for dense products alone
     for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, reshard_after_forward=reshard)

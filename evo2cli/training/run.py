@@ -100,8 +100,8 @@ class Run:
         self.signal: int | None = None
         self.recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
         self.model = trainable(settings).to(device)
-        if self.precision == torch.bfloat16:
-            multiply_in_bfloat16(self.model, device)
+        # linear layers multiply in bfloat16, from float32 weights; convolutions and poles keep their own precision
+        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
         if settings.recompute:
             recompute_blocks(self.model)
         self.context = split_sequences(self.model, world, split)
@@ -258,7 +258,9 @@ class Run:
         parts = zip(*(t.chunk(n) for t in share), strict=True)
         for i, (inputs, targets, weights) in enumerate(parts):
             with gradients_stay_local(self.forward, i < n - 1):
-                total, _ = next_base_loss(self.forward(inputs), targets, weights)
+                with self._autocast:
+                    logits = self.forward(inputs)
+                total, _ = next_base_loss(logits, targets, weights)
                 # ranks average their gradients, and what is wanted is their sum
                 (total * (self.world.size / weight)).backward()
             nats += float(total.detach())
@@ -314,10 +316,11 @@ class Run:
     def validate(self, windows: int) -> dict[str, float]:
         """Bits per base on each held-out file (at most `windows` windows each)."""
         size = max(self.settings.batch_size // (self.settings.accumulate * self.world.dp), 1)
-        bits = {
-            name: bits_per_base(self.model, spread(tiles, windows), size, self.world, self.context)
-            for name, tiles in self.valid.items()
-        }
+        with self._autocast:
+            bits = {
+                name: bits_per_base(self.model, spread(tiles, windows), size, self.world, self.context)
+                for name, tiles in self.valid.items()
+            }
         self.log({"step": self.step, "valid": bits})
         self.note(f"step {self.step}: held out " + ", ".join(f"{n} {b:.4f}" for n, b in bits.items()) + " bits/base")
         return bits
@@ -372,13 +375,6 @@ def trainable(settings: Settings) -> StripedHyena2:
             targets=tuple(lora["targets"]), also=tuple(lora["also"]), seed=settings.seed,
         )  # fmt: skip
     return model
-
-
-def multiply_in_bfloat16(model: nn.Module, device: torch.device) -> None:
-    """Let linear layers multiply in bfloat16, from float32 weights; convolutions and poles compute in float32."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.forward = torch.autocast(device.type, torch.bfloat16)(module.forward)  # type: ignore[method-assign]
 
 
 def recompute_blocks(model: StripedHyena2) -> None:
