@@ -114,7 +114,7 @@ def compiling_for(capability: int) -> Iterator[list[Launch]]:
     launches: list[Launch] = []
     run, before = JITFunction.run, tuned.target
 
-    def compile_only(self, *args, grid, warmup, **kwargs):
+    def compile_only(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **kwargs: Any) -> Any:
         named = dict(zip(self.arg_names, args, strict=False))
         sizes = {name: t.nbytes for name, t in named.items() if isinstance(t, torch.Tensor)}
         integers = {name: n for name, n in named.items() if isinstance(n, int)}

@@ -240,7 +240,7 @@ def milliseconds(call: Call) -> float:
     if torch.cuda.is_available():
         from triton.testing import do_bench
 
-        return do_bench(call, warmup=10, rep=50, return_mode="median")
+        return float(do_bench(call, warmup=10, rep=50, return_mode="median"))
     start = time.perf_counter()
     call()
     return (time.perf_counter() - start) * 1e3

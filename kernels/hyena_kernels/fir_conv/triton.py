@@ -158,7 +158,7 @@ def diagonals_kernel(gram, dh, parts, K, n_factors, LB: tl.constexpr, ROWS: tl.c
 
 def tile_width(group: int, N: int) -> int:
     """How many of the N columns are channels: a power of two, so that time blocks fill the rest."""
-    return min(triton.next_power_of_2(group), N)
+    return min(int(triton.next_power_of_2(group)), N)
 
 
 def filter_gradient(gram: Tensor, K: int) -> Tensor:

@@ -7,6 +7,8 @@ from hyena_kernels.dispatch import full_precision, require
 from hyena_kernels.hyena import reference, torch
 from hyena_kernels.hyena.reference import CoreState
 
+__all__ = ["CoreState", "hyena_li", "hyena_mr", "hyena_se"]
+
 
 def _check(u: Tensor, w: Tensor, bias: Tensor | None, state: CoreState | None, conv_state: tuple[int, ...]) -> None:
     """Raise ValueError unless the arguments that the cores share fit together."""

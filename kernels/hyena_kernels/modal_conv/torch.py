@@ -14,7 +14,7 @@ wanted a long sequence runs slab after slab, continued from the state, so that t
 """
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ class _Scan(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, ends: Tensor, less: Tensor, first: Tensor) -> Tensor:
+    def forward(ctx: Any, ends: Tensor, less: Tensor, first: Tensor) -> Tensor:
         S = torch.cat([first.unsqueeze(2), ends], dim=2)
         for before, s in pairwise(S.unbind(2)):
             s.add_(before).addcmul_(less, before)
@@ -62,7 +62,7 @@ class _Scan(torch.autograd.Function):
         return S
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         S, less = ctx.saved_tensors
         adjoint = grads[0].clone(memory_format=torch.contiguous_format)
         for after, s in pairwise(reversed(adjoint.unbind(2))):
@@ -92,7 +92,9 @@ def chunked(x: Tensor, chunk: Chunk, state: Tensor | None) -> tuple[Tensor, Tens
     return y, final.transpose(0, 1)
 
 
-def step(x: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor | None, state: Tensor | None):
+def step(
+    x: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """One token: y (B, 1, D) and the state (B, D, N) of x (B, 1, D)."""
     s = x[:, 0, :, None].expand(-1, -1, log_poles.shape[1])
     if state is not None:
@@ -101,12 +103,13 @@ def step(x: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor | None, st
     return (y if skip is None else torch.addcmul(y, x[:, 0], skip)).unsqueeze(1), s
 
 
-def slabs(x: Tensor, chunk: Chunk, state: Tensor | None, length: int) -> tuple[Tensor, Tensor | None]:
+def slabs(x: Tensor, chunk: Chunk, state: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
     """`chunked`, `length` tokens at a time: no gradients."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     for t in range(0, x.shape[1], length):
         piece, state = chunked(x[:, t : t + length].to(chunk.T.dtype), chunk, state)
         y[:, t : t + length] = piece
+    assert state is not None  # of L >= 1 tokens
     return y, state
 
 

@@ -3,6 +3,8 @@
 Nothing is padded or copied: tap k adds the shifted input in place. The backward is the same walk in reverse time.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +14,7 @@ class _Taps(torch.autograd.Function):
     """y (B, L, D) of x (B, L, D), per-channel taps w (D, K) in time order and past inputs (B, K-1, D) or None."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, w: Tensor, past: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, past: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, w, past)
         L, K = x.shape[1], w.shape[1]
         tap = rows(w)
@@ -26,7 +28,7 @@ class _Taps(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
         x, w, past = ctx.saved_tensors
         L, K = x.shape[1], w.shape[1]
@@ -77,7 +79,8 @@ def next_state(x: Tensor, past: Tensor | None, length: int) -> Tensor:
 
 def taps(x: Tensor, w: Tensor, past: Tensor | None) -> Tensor:
     """FIR of x (B, L, D) with w (D, K), continued from `past` (B, K-1, D) or None."""
-    return _Taps.apply(x, w, past)
+    y: Tensor = _Taps.apply(x, w, past)
+    return y
 
 
 def window_of(x: Tensor, past: Tensor | None, K: int) -> Tensor:

@@ -7,6 +7,8 @@ from hyena_kernels.dispatch import full_precision, require
 from hyena_kernels.swr import reference, torch
 from hyena_kernels.swr.state import BLOCK, SWRState
 
+__all__ = ["BLOCK", "SWRState", "swr"]
+
 
 @full_precision
 def swr(a: Tensor, u: Tensor, state: SWRState | None = None) -> tuple[Tensor, SWRState]:

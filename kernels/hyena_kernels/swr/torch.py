@@ -7,6 +7,8 @@ A sequence that goes on in the middle of a block has one virtual token in front 
 of its state: from there the recurrence is the same.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +20,7 @@ class _Local(torch.autograd.Function):
     """w (B, N, 16, heads, P) and g (B, N, 16, heads) of blocks a and u: w_i = a_i w_{i-1} + u_i, g_i = a_i g_{i-1}."""
 
     @staticmethod
-    def forward(ctx, a: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, a: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         w, g, a_wide = torch.empty_like(u), a.clone(), a.unsqueeze(-1)
         w[:, :, 0] = u[:, :, 0]
         for i in range(1, BLOCK):
@@ -29,7 +31,7 @@ class _Local(torch.autograd.Function):
         return w, g
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dw, dg = (grad.clone(memory_format=torch.contiguous_format) for grad in grads)
         a, w, g = ctx.saved_tensors
         a_wide = a.unsqueeze(-1)
