@@ -23,7 +23,7 @@ _OPTIONAL = {
 }
 """Packages by the name they are imported by: the extra that installs them, and what needs them."""
 
-_KERNELS = {"triton": "Triton", "cpu": "PyTorch", "reference": "reference (slow; for tests)"}
+_KERNELS = {"triton": "Triton", "torch": "PyTorch", "reference": "reference (slow; for tests)"}
 
 
 def versions() -> Facts:

@@ -1,4 +1,4 @@
-"""Which implementation runs: the reference, plain PyTorch ("cpu", on any device), or the Triton kernels.
+"""Which implementation runs: the reference, plain PyTorch ("torch", on any device), or the Triton kernels.
 
 A tensor on an NVIDIA GPU of compute capability 8.0 (Ampere) or newer, in a dtype that the kernels take, goes to Triton
 where that is installed. Everything else goes to plain PyTorch: CPUs, older GPUs, AMD's and Apple's.
@@ -8,6 +8,7 @@ The environment variable HYENA_KERNELS_BACKEND, read once at import, forces one 
 import functools
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-BACKENDS = ("reference", "cpu", "triton")
+BACKENDS = ("reference", "torch", "triton")
 TRITON_DTYPES = (torch.float32, torch.bfloat16)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -24,6 +25,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON_FOUND = importlib.util.find_spec("triton") is not None
 
 forced = os.environ.get("HYENA_KERNELS_BACKEND") or None
+if forced == "cpu":
+    warnings.warn("HYENA_KERNELS_BACKEND=cpu is now called torch", FutureWarning, stacklevel=1)
+    forced = "torch"
 if forced is not None and forced not in BACKENDS:
     raise ValueError(f"HYENA_KERNELS_BACKEND={forced}; choose one of {', '.join(BACKENDS)}, or unset it")
 
@@ -57,14 +61,14 @@ def full_precision(operator: Callable[P, R]) -> Callable[P, R]:
 
 
 def backend(x: Tensor) -> str:
-    """The backend that x, an operator's input, runs on: "reference", "cpu" or "triton".
+    """The backend that x, an operator's input, runs on: "reference", "torch" or "triton".
 
     Raises:
         RuntimeError: HYENA_KERNELS_BACKEND=triton, and the kernels cannot run on x.
     """
     if forced is None:
         suits = x.is_cuda and TRITON_FOUND and x.dtype in TRITON_DTYPES and _has_kernels(x.get_device())
-        return "triton" if suits else "cpu"
+        return "triton" if suits else "torch"
     if forced == "triton":
         missing = _missing(x)
         if missing:

@@ -37,7 +37,7 @@ def inputs(operator, B=2, L=30):
 
 def test_tensors_choose_their_backend(monkeypatch):
     monkeypatch.setattr(dispatch, "forced", None)
-    assert dispatch.backend(torch.randn(1)) == "cpu"
+    assert dispatch.backend(torch.randn(1)) == "torch"
     monkeypatch.setattr(dispatch, "forced", "reference")
     assert dispatch.backend(torch.randn(1)) == "reference"
 
@@ -62,13 +62,13 @@ def gpu(monkeypatch):
 def test_a_gpu_from_ampere_on_runs_triton(gpu, major):
     x = gpu(major)
     assert dispatch.backend(x) == "triton"
-    assert dispatch.backend(x.double()) == "cpu"
+    assert dispatch.backend(x.double()) == "torch"
 
 
 @pytest.mark.parametrize(("major", "hip"), [(7, None), (9, "6.4"), (11, "7.0")])
 def test_older_and_other_gpus_run_plain_pytorch(gpu, monkeypatch, major, hip):
     x = gpu(major, hip)
-    assert dispatch.backend(x) == "cpu"
+    assert dispatch.backend(x) == "torch"
     monkeypatch.setattr(dispatch, "forced", "triton")
     with pytest.raises(
         RuntimeError, match=r"needs an NVIDIA GPU of compute capability 8\.0 or newer, which cuda:1 is not"
@@ -98,7 +98,16 @@ def test_an_unknown_backend_is_an_error_at_import():
     done = subprocess.run(
         [sys.executable, "-c", "import hyena_kernels.dispatch"], env=environment, capture_output=True, text=True
     )
-    assert "HYENA_KERNELS_BACKEND=cuda; choose one of reference, cpu, triton" in done.stderr
+    assert "HYENA_KERNELS_BACKEND=cuda; choose one of reference, torch, triton" in done.stderr
+
+
+def test_the_old_name_of_plain_pytorch_still_works():
+    kernels = str(Path(hyena_kernels.__file__).parents[1])
+    environment = os.environ | {"HYENA_KERNELS_BACKEND": "cpu", "PYTHONPATH": kernels}
+    command = [sys.executable, "-c", "from hyena_kernels import dispatch; print(dispatch.forced)"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout == "torch\n"
+    assert "is now called torch" in done.stderr
 
 
 def test_the_package_runs_without_triton():
