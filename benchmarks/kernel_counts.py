@@ -40,6 +40,7 @@ from torch import Tensor
 from hyena_kernels.ahead_of_time import Launch, assembler_warnings, compiling_for, machine_code, resources
 from hyena_kernels.fir_conv import triton as blocked
 from hyena_kernels.hyena import triton as fused
+from hyena_kernels.hyena import walk as se
 from hyena_kernels.modal_conv import triton as modal
 from hyena_kernels.short_conv import triton as walk
 from hyena_kernels.swr import triton as recurrence
@@ -132,7 +133,7 @@ def operators() -> dict[str, Operator]:
     a, heads = meta(B, L, D // 16), meta(B, L, D // 16, 16, dtype=half)
     li = poles, poles, skip, None, w, None, None
     starts = modal_starts(u)
-    featurizer = Work({"x": 1, "dy": 1, "dx": 1}, loaded=2, ahead=2, again=2 / 128, parts=3)
+    featurizer = Work({"x": 1, "dy": 1, "dx": 1, "sums": 1}, loaded=2, ahead=4 / 8, again=8 / 128, parts=3)
     featurizer_backward = Operator(18, lambda: walk.backward(u, w, u), {"backward_kernel": featurizer})
 
     def fir_backward(h: Tensor, factors: int) -> Operator:
@@ -156,7 +157,7 @@ def operators() -> dict[str, Operator]:
         "short_conv forward": Operator(
             12,
             lambda: walk.forward(u, w),
-            {"forward_kernel": Work({"x": 1, "y": 1}, loaded=1, ahead=2, again=2 / 128, parts=3)},
+            {"forward_kernel": Work({"x": 1, "y": 1}, loaded=1, ahead=4 / 8, again=2 / 128, parts=3)},
         ),
         "short_conv backward": featurizer_backward,
         "fir_conv forward": Operator(
@@ -174,8 +175,8 @@ def operators() -> dict[str, Operator]:
         ),
         "hyena_se forward": Operator(
             8,
-            lambda: walk.forward(u, short, w=w),
-            {"forward_kernel": Work({"x": 1, "y": 1}, stored=2, ahead=2, again=8 / 128)},
+            lambda: se.forward(u, w, None, short, None, None, None),
+            {"forward_kernel": Work({"u": 1, "y": 1}, ahead=4 / 8, again=8 / 64)},
         ),
         "hyena_mr forward": Operator(
             8,

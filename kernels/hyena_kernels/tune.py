@@ -23,6 +23,7 @@ from torch import Tensor
 from hyena_kernels import dispatch, fir_conv, hyena_li, hyena_mr, hyena_se, short_conv, swr, tuned
 from hyena_kernels.fir_conv import triton as blocked
 from hyena_kernels.hyena import triton as fused
+from hyena_kernels.hyena import walk as se
 from hyena_kernels.modal_conv import triton as modal
 from hyena_kernels.short_conv import triton as walk
 from hyena_kernels.swr import triton as recurrence
@@ -107,7 +108,7 @@ def workload(operator: str, shape: Shape, dtype: torch.dtype, device: str) -> Ca
     calls: dict[str, Call] = {
         "short_forward": lambda: walk.forward(u, w),
         "short_backward": lambda: walk.backward(u, w, u),
-        "fused_walk": lambda: walk.forward(u, short, w=w),
+        "fused_walk": lambda: se.forward(u, w, None, short, None, None, None),
         "fused_forward": lambda: fused.forward(u, w, None, medium, skip, None),
         "fused_input_gradient": lambda: fused.backward(u, w, None, medium, skip, None, x, None),
         "fused_weight_gradient": lambda: fused.backward(u, w, None, medium, skip, None, x, None),

@@ -13,6 +13,7 @@ from aot import assert_fits, compiled_for
 from hyena_kernels import dispatch
 from hyena_kernels.fir_conv import triton as blocked
 from hyena_kernels.hyena import triton as fused
+from hyena_kernels.hyena import walk as se
 from hyena_kernels.short_conv import triton as walk
 
 pytestmark = pytest.mark.skipif(dispatch.INTERPRETED, reason="the interpreter does not compile")
@@ -34,7 +35,7 @@ def launch_walks(D, G, dtype, with_state):
     walk.backward(x, h, x, skip=meta(D), state=past[7])
     if dtype == torch.bfloat16:
         u, featurizer_state = meta(B, L, 3 * D, dtype=dtype), meta(B, 2, 3 * D, dtype=dtype) if with_state else None
-        walk.forward(u, h, w=meta(3 * D, 3), state=past[7], featurizer_state=featurizer_state)
+        se.forward(u, meta(3 * D, 3), None, h, None, featurizer_state, past[7])
 
 
 def launch_blocked(D, G, dtype, with_state):

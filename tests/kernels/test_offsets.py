@@ -11,6 +11,7 @@ from hyena_kernels import SWRState, dispatch
 from hyena_kernels.ahead_of_time import compiling_for
 from hyena_kernels.fir_conv import triton as blocked
 from hyena_kernels.hyena import triton as fused
+from hyena_kernels.hyena import walk as se
 from hyena_kernels.modal_conv import triton as modal
 from hyena_kernels.short_conv import triton as walk
 from hyena_kernels.swr import triton as recurrence
@@ -40,8 +41,8 @@ def launch_fir_conv():
 
 
 def launch_hyena_se():
-    past, state = new(B, 2, 3 * D), new(B, 6, D)
-    walk.forward(new(B, L, 3 * D), new(G, 7), w=new(3 * D, 3), bias=new(3 * D), state=state, featurizer_state=past)
+    u, w, bias, h = new(B, L, 3 * D), new(3 * D, 3), new(3 * D), new(G, 7)
+    se.forward(u, w, bias, h, None, new(B, 2, 3 * D), new(B, 6, D))
 
 
 def launch_hyena_mr():

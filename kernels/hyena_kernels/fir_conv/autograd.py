@@ -16,7 +16,7 @@ from hyena_kernels.short_conv.torch import next_state
 
 def _forward(x: Tensor, h: Tensor, skip: Tensor | None, state: Tensor | None) -> Tensor:
     if h.shape[1] <= walk.MAX_TAPS:
-        return walk.forward(x, h, skip=skip, state=state)[0]
+        return walk.forward(x, h, skip=skip, state=state)
     return blocked.forward(x, h, skip, state)
 
 

@@ -1,6 +1,6 @@
 """The mixer cores on a GPU: which Triton kernels run, as one operator each for autograd and torch.compile.
 
-Hyena-SE and -MR: filters of up to 8 taps take the walk of `short_conv.triton` forward, every other case the blocked
+Hyena-SE and -MR: filters of up to 8 taps take the walk of `hyena.walk` forward, every other case the blocked
 products of `hyena.triton`; one token without gradients takes its own kernel. Hyena-LI: the modal scan, gated.
 """
 
@@ -12,12 +12,14 @@ from torch import Tensor
 from hyena_kernels import dispatch
 from hyena_kernels.fir_conv.autograd import fir_conv
 from hyena_kernels.hyena import triton as fused
+from hyena_kernels.hyena import walk
 from hyena_kernels.hyena.reference import CoreState, gated
 from hyena_kernels.modal_conv import autograd as modal
 from hyena_kernels.modal_conv.triton import MOST_MODES
-from hyena_kernels.short_conv import triton as walk
+from hyena_kernels.short_conv import triton as short
 from hyena_kernels.short_conv.autograd import short_conv
 from hyena_kernels.short_conv.torch import next_state
+from hyena_kernels.short_conv.triton import MAX_TAPS
 
 
 def decoding(u: Tensor, *others: Tensor | None) -> bool:
@@ -41,8 +43,8 @@ def _forward(
     u: Tensor, w: Tensor, bias: Tensor | None, h: Tensor, skip: Tensor | None,
     featurizer_state: Tensor | None, state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    if h.shape[1] <= walk.MAX_TAPS:
-        return walk.forward(u, h, bias=bias, skip=skip, state=state, w=w, featurizer_state=featurizer_state)
+    if h.shape[1] <= MAX_TAPS:
+        return walk.forward(u, w, bias, h, skip, featurizer_state, state)
     return fused.forward(u, w, bias, h, skip, _pair(featurizer_state, state))
 
 
@@ -71,7 +73,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """du, dw (3D, 3), dbias (3D,), dh (G, K), dskip (D,), and both states' gradients; the weights' in float32."""
     df, dstate, dh, dskip = fused.backward(u, w, bias, h, skip, _pair(featurizer_state, state), dy, dnew)
-    du, dfeaturizer_state, dw, dbias = walk.backward(u, w, df, bias=bias is not None, state=featurizer_state)
+    du, dfeaturizer_state, dw, dbias = short.backward(u, w, df, bias=bias is not None, state=featurizer_state)
     return du, dw.t().contiguous(), dbias, dh, dskip, dfeaturizer_state, dstate
 
 

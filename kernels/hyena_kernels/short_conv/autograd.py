@@ -11,7 +11,7 @@ from hyena_kernels.short_conv import triton
 
 
 def _forward(x: Tensor, w: Tensor, bias: Tensor | None, state: Tensor | None) -> Tensor:
-    return triton.forward(x, w, bias=bias, state=state)[0]
+    return triton.forward(x, w, bias=bias, state=state)
 
 
 @torch.library.custom_op("hyena_kernels::short_conv", mutates_args=())

@@ -1,9 +1,9 @@
 """Short causal filters (up to 8 taps) as a walk through time, the last inputs held in registers.
 
-A program takes a block of channels and walks `span` tokens: every row is read once, coalesced over the channels, and
-the K - 1 rows before it are still in registers. With FUSED the same walk is the whole core of Hyena-SE: rows of u are
-featurized and gated on the fly, so that u is read once and y written once. The backward walks in reverse, with the
-gradients of the last K - 1 outputs in registers, and leaves one partial sum of the taps' gradient a program.
+A program takes a block of channels and walks `span` tokens: every row is read once, coalesced over the channels, four
+tokens before it is used, and the K - 1 rows before it are still in registers. One turn of the loop takes UNROLL tokens,
+so that moving the window on costs no instructions. The backward walks in reverse, with the gradients of the last K - 1
+outputs in registers, and leaves one partial sum of the taps' gradient a program.
 """
 
 import torch
@@ -13,52 +13,34 @@ from torch import Tensor
 
 from hyena_kernels import tuned
 from hyena_kernels.launch import launch, most_programs
+from hyena_kernels.short_conv.rows import block, block_channels, filter_channels, floats, load_row, store_row
 
 MAX_TAPS = 8
-LONGEST_WALK = 2**14
-"""Tokens of the longest walk, within which 32 bits say where an element lies."""
+
+UNROLL = tl.constexpr(8)
 
 
 @triton.jit
-def when(c, D, condition):
-    """The mask of the channels c < D, empty unless the scalar condition holds."""
-    # a bound, not `live & condition`: the interpreter broadcasts a scalar boolean as an integer
-    return c < tl.where(condition, D, 0)
+def next_row(x, t, n, D, C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr):
+    """Row t of n or, beyond the last, that: a bound costs less than a mask."""
+    return load_row(x + tl.minimum(t, n - 1) * D, D, True, C, V, PACKED)
 
 
 @triton.jit
-def walk_row(x, i, n, stride, part, c, D):
-    """Row i of the n that a walk reads, asked for two steps before it is used so that memory answers in time."""
-    return tl.load(x + i * stride + (part + c), mask=when(c, D, i < n), other=0.0)
+def state_row(
+    row, condition, D, C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr, EXISTS: tl.constexpr
+):  # fmt: skip
+    """A row of a state, in float32; zero if there is none, or unless the condition holds."""
+    if EXISTS:
+        return floats(load_row(row, D, condition, C, V, PACKED), PACKED)
+    else:
+        return tl.zeros([C // V, V // 2, 2], tl.float32)
 
 
 @triton.jit
-def input_row(x, past, t, width, part, c, D, PAST: tl.constexpr, HAS_STATE: tl.constexpr):
-    """Row t of x, float32; for t < 0 one of the PAST rows before it, or zero."""
-    row = tl.load(x + t * width + (part + c), mask=when(c, D, t >= 0), other=0.0).to(tl.float32)
-    if HAS_STATE:
-        before = when(c, D, (t < 0) & (t >= -PAST))
-        row += tl.load(past + (t + PAST) * width + (part + c), mask=before, other=0.0).to(tl.float32)
-    return row
-
-
-@triton.jit
-def featurizer_taps(w, at, width, live):
-    """The three taps of one featurized part; w is (3, width)."""
-    w0, w1 = tl.load(w + at, mask=live, other=0.0), tl.load(w + width + at, mask=live, other=0.0)
-    return w0.to(tl.float32), w1.to(tl.float32), tl.load(w + 2 * width + at, mask=live, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def featurized_row(x, past, w, bias, t, width, part, c, D, HAS_BIAS: tl.constexpr, HAS_STATE: tl.constexpr):
-    """Row t of one featurized part, from the rows t, t - 1 and t - 2; w is (3, width)."""
-    w0, w1, w2 = featurizer_taps(w, part + c, width, c < D)
-    f = w0 * input_row(x, past, t, width, part, c, D, 2, HAS_STATE)
-    f += w1 * input_row(x, past, t - 1, width, part, c, D, 2, HAS_STATE)
-    f += w2 * input_row(x, past, t - 2, width, part, c, D, 2, HAS_STATE)
-    if HAS_BIAS:
-        f += tl.load(bias + (part + c), mask=c < D, other=0.0).to(tl.float32)
-    return f
+def row_back(x, t, first, n, D, C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr):
+    """Row t, counted back from where x points, zero outside [first, n)."""
+    return load_row(x - t * D, D, (t >= first) & (t < n), C, V, PACKED)
 
 
 @triton.jit
@@ -81,192 +63,174 @@ def taps(h, K: tl.constexpr, c, live, GROUP: tl.constexpr):
 
 
 @triton.jit
-def forward_kernel(
-    x, w, bias, h, skip, past_x, past, y, new, L, D, span,
-    GROUP: tl.constexpr, K: tl.constexpr, FUSED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr,
-    HAS_STATE: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
-    """x (B, L, D) -> y (B, L, D), or if FUSED u (B, L, 3D) -> y and the convolution's next state new (B, K - 1, D)."""
-    batch, start = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64) * span
-    c = tl.program_id(0) * C + tl.arange(0, C)
+def convolved(h0, h1, h2, h3, h4, h5, h6, h7, x0, x1, x2, x3, x4, x5, x6, x7, K: tl.constexpr):
+    """The sum of the first K products."""
+    y = h0 * x0
+    if K > 1:
+        y += h1 * x1
+    if K > 2:
+        y += h2 * x2
+    if K > 3:
+        y += h3 * x3
+    if K > 4:
+        y += h4 * x4
+    if K > 5:
+        y += h5 * x5
+    if K > 6:
+        y += h6 * x6
+    if K > 7:
+        y += h7 * x7
+    return y
+
+
+@triton.jit
+def write_sums(sums, s0, s1, s2, s3, s4, s5, s6, s7, c, D, K: tl.constexpr):
+    """Store the first K in rows of D that follow each other."""
     live = c < D
-    width = 3 * D if FUSED else D
-    x += batch * L * width
-    past_x += batch * 2 * width
-    past += batch * (K - 1) * D
-    new += batch * (K - 1) * D
+    tl.store(sums, s0, mask=live)
+    if K > 1:
+        tl.store(sums + D, s1, mask=live)
+    if K > 2:
+        tl.store(sums + 2 * D, s2, mask=live)
+    if K > 3:
+        tl.store(sums + 3 * D, s3, mask=live)
+    if K > 4:
+        tl.store(sums + 4 * D, s4, mask=live)
+    if K > 5:
+        tl.store(sums + 5 * D, s5, mask=live)
+    if K > 6:
+        tl.store(sums + 6 * D, s6, mask=live)
+    if K > 7:
+        tl.store(sums + 7 * D, s7, mask=live)
+
+
+@triton.jit
+def forward_kernel(
+    x, bias, h, skip, past, y, L, D, span,
+    GROUP: tl.constexpr, K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_STATE: tl.constexpr,
+    C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """y (B, L, D) of x (B, L, D)."""
+    batch, start = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64) * span
+    x += (batch * L + start) * D
     y += (batch * L + start) * D
-    keep = L - (K - 1)  # the state is the inputs from here on
-
-    h0, h1, h2, h3, h4, h5, h6, h7 = taps(h, K, c, live, GROUP)
-    if HAS_SKIP:
-        h0 += tl.load(skip + c, mask=live, other=0.0).to(tl.float32)
-    p1 = tl.zeros([C], tl.float32)
-    p2, p3, p4, p5, p6, p7 = p1, p1, p1, p1, p1, p1
-    for i in tl.static_range(K - 1):
-        t = start - (K - 1) + i
-        if FUSED:
-            x1 = featurized_row(x, past_x, w, bias, t, width, D, c, D, HAS_BIAS, HAS_STATE)
-            v = featurized_row(x, past_x, w, bias, t, width, 2 * D, c, D, HAS_BIAS, HAS_STATE)
-            p = tl.where(t >= 0, x1 * v, 0.0).to(y.dtype.element_ty).to(tl.float32)
-            if HAS_STATE:
-                p += tl.load(past + (t + K - 1) * D + c, mask=when(c, D, t < 0), other=0.0).to(tl.float32)
-        else:
-            p = input_row(x, past, t, width, 0, c, D, K - 1, HAS_STATE)
-        p7, p6, p5, p4, p3, p2, p1 = p6, p5, p4, p3, p2, p1, p
-        if FUSED:
-            tl.store(new + (t - keep) * D + c, p, mask=when(c, D, (t < 0) & (t >= keep)))
-
-    if FUSED:
-        wa0, wa1, wa2 = featurizer_taps(w, c, width, live)
-        wb0, wb1, wb2 = featurizer_taps(w, D + c, width, live)
-        wv0, wv1, wv2 = featurizer_taps(w, 2 * D + c, width, live)
-        a1 = input_row(x, past_x, start - 1, width, 0, c, D, 2, HAS_STATE)
-        a2 = input_row(x, past_x, start - 2, width, 0, c, D, 2, HAS_STATE)
-        b1 = input_row(x, past_x, start - 1, width, D, c, D, 2, HAS_STATE)
-        b2 = input_row(x, past_x, start - 2, width, D, c, D, 2, HAS_STATE)
-        v1 = input_row(x, past_x, start - 1, width, 2 * D, c, D, 2, HAS_STATE)
-        v2 = input_row(x, past_x, start - 2, width, 2 * D, c, D, 2, HAS_STATE)
-    if HAS_BIAS:
-        bias0 = tl.load(bias + c, mask=live, other=0.0).to(tl.float32)
-        if FUSED:
-            bias1 = tl.load(bias + D + c, mask=live, other=0.0).to(tl.float32)
-            bias2 = tl.load(bias + 2 * D + c, mask=live, other=0.0).to(tl.float32)
-    x += start * width
-    new += (start - keep) * D
+    past += (batch * (K - 1) + (K - 1)) * D
     n = tl.minimum(span, L - start).to(tl.int32)
-    next_a, later_a = walk_row(x, 0, n, width, 0, c, D), walk_row(x, 1, n, width, 0, c, D)
-    if FUSED:
-        next_b, later_b = walk_row(x, 0, n, width, D, c, D), walk_row(x, 1, n, width, D, c, D)
-        next_v, later_v = walk_row(x, 0, n, width, 2 * D, c, D), walk_row(x, 1, n, width, 2 * D, c, D)
-    for i in range(n):
-        a, next_a, later_a = next_a.to(tl.float32), later_a, walk_row(x, i + 2, n, width, 0, c, D)
-        if FUSED:
-            b, next_b, later_b = next_b.to(tl.float32), later_b, walk_row(x, i + 2, n, width, D, c, D)
-            v, next_v, later_v = next_v.to(tl.float32), later_v, walk_row(x, i + 2, n, width, 2 * D, c, D)
-            x2 = wa0 * a + wa1 * a1 + wa2 * a2
-            x1 = wb0 * b + wb1 * b1 + wb2 * b2
-            value = wv0 * v + wv1 * v1 + wv2 * v2
+
+    c, shared = block_channels(C, V), filter_channels(C, V, GROUP)
+    h0, h1, h2, h3, h4, h5, h6, h7 = taps(h, K, shared, shared < D, GROUP)
+    if HAS_SKIP:
+        h0 += tl.load(skip + c, mask=c < D, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        constant = tl.load(bias + c, mask=c < D, other=0.0).to(tl.float32)
+    # the first program continues from the state, others fill their window from the rows before their own
+    fresh = start == 0
+    begin = tl.where(fresh, 0, 1 - K)
+    p1 = state_row(past - D, fresh, D, C, V, PACKED, HAS_STATE and K > 1)
+    p2 = state_row(past - 2 * D, fresh, D, C, V, PACKED, HAS_STATE and K > 2)
+    p3 = state_row(past - 3 * D, fresh, D, C, V, PACKED, HAS_STATE and K > 3)
+    p4 = state_row(past - 4 * D, fresh, D, C, V, PACKED, HAS_STATE and K > 4)
+    p5 = state_row(past - 5 * D, fresh, D, C, V, PACKED, HAS_STATE and K > 5)
+    p6 = state_row(past - 6 * D, fresh, D, C, V, PACKED, HAS_STATE and K > 6)
+    p7 = state_row(past - 7 * D, fresh, D, C, V, PACKED, HAS_STATE and K > 7)
+    row0, row1 = next_row(x, begin, n, D, C, V, PACKED), next_row(x, begin + 1, n, D, C, V, PACKED)
+    row2, row3 = next_row(x, begin + 2, n, D, C, V, PACKED), next_row(x, begin + 3, n, D, C, V, PACKED)
+    for turn in range(begin, n, UNROLL):
+        here, out = x + tl.cast(turn, tl.int64) * D, y + tl.cast(turn, tl.int64) * D
+        for j in tl.static_range(UNROLL):
+            p, row0, row1, row2 = floats(row0, PACKED), row1, row2, row3
+            row3 = next_row(here, j + 4, n - turn, D, C, V, PACKED)
+            q = convolved(h0, h1, h2, h3, h4, h5, h6, h7, p, p1, p2, p3, p4, p5, p6, p7, K)
             if HAS_BIAS:
-                x2, x1, value = x2 + bias0, x1 + bias1, value + bias2
-            a2, a1, b2, b1, v2, v1 = a1, a, b1, b, v1, v
-            # rounded as the state holds it, so that a split changes nothing
-            p = (x1 * value).to(y.dtype.element_ty).to(tl.float32)
-        else:
-            p = a
-        out = h0 * p + h1 * p1 + h2 * p2 + h3 * p3 + h4 * p4 + h5 * p5 + h6 * p6 + h7 * p7
-        if FUSED:
-            out *= x2
-        elif HAS_BIAS:
-            out += bias0
-        tl.store(y + i * D + c, out, mask=live)
-        if FUSED:
-            tl.store(new + i * D + c, p, mask=when(c, D, start + i >= keep))
-        p7, p6, p5, p4, p3, p2, p1 = p6, p5, p4, p3, p2, p1, p
+                q += constant
+            store_row(out + j * D, q, D, (turn + j >= 0) & (turn + j < n), C, V, PACKED)
+            p7, p6, p5, p4, p3, p2, p1 = p6, p5, p4, p3, p2, p1, p
 
 
 @triton.jit
 def backward_kernel(
-    x, h, skip, past, dy, dx, dpast, dh, dbias, L, D, span,
+    x, h, skip, past, dy, dx, dpast, sums, L, D, span,
     GROUP: tl.constexpr, K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_STATE: tl.constexpr,
-    C: tl.constexpr,
+    C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """dx (B, L, D), dpast (B, K - 1, D), and a program's sums over its tokens: dh (.., K, D), dbias (.., D)."""
+    """dx (B, L, D), dpast (B, K - 1, D), and a program's sums (.., K or K + 1, D) over its tokens: dh, then dbias."""
     batch, start = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64) * span
-    program = batch * tl.num_programs(1) + tl.program_id(1)
-    c = tl.program_id(0) * C + tl.arange(0, C)
-    live = c < D
-    stop = tl.minimum(start + span, L)
-    x += batch * L * D
-    dx += batch * L * D
-    dy += batch * L * D
+    last = tl.minimum(start + span, L) - 1
+    n = (last + 1 - start).to(tl.int32)
+    x += (batch * L + last) * D
+    dx += (batch * L + last) * D
+    dy += (batch * L + last) * D
 
-    h0, h1, h2, h3, h4, h5, h6, h7 = taps(h, K, c, live, GROUP)
+    c, shared = block_channels(C, V), filter_channels(C, V, GROUP)
+    h0, h1, h2, h3, h4, h5, h6, h7 = taps(h, K, shared, shared < D, GROUP)
     if HAS_SKIP:
-        h0 += tl.load(skip + c, mask=live, other=0.0).to(tl.float32)
-    g1 = tl.zeros([C], tl.float32)
-    g2, g3, g4, g5, g6, g7 = g1, g1, g1, g1, g1, g1
-    s0, s1, s2, s3, s4, s5, s6, s7, sb = g1, g1, g1, g1, g1, g1, g1, g1, g1
-    for i in tl.static_range(K - 1):
-        t = stop + (K - 2) - i
-        g7, g6, g5, g4, g3, g2 = g6, g5, g4, g3, g2, g1
-        g1 = tl.load(dy + t * D + c, mask=when(c, D, t < L), other=0.0).to(tl.float32)
-
-    x += (stop - 1) * D
-    dx += (stop - 1) * D
-    dy += (stop - 1) * D
-    n = tl.minimum(span, L - start).to(tl.int32)
-    next_g, later_g = walk_row(dy, 0, n, -D, 0, c, D), walk_row(dy, 1, n, -D, 0, c, D)
-    next_row, later_row = walk_row(x, 0, n, -D, 0, c, D), walk_row(x, 1, n, -D, 0, c, D)
-    for i in range(n):
-        g, next_g, later_g = next_g.to(tl.float32), later_g, walk_row(dy, i + 2, n, -D, 0, c, D)
-        row, next_row, later_row = next_row.to(tl.float32), later_row, walk_row(x, i + 2, n, -D, 0, c, D)
-        out = h0 * g + h1 * g1 + h2 * g2 + h3 * g3 + h4 * g4 + h5 * g5 + h6 * g6 + h7 * g7
-        tl.store(dx - i * D + c, out, mask=live)
-        s0, s1, s2, s3 = s0 + g * row, s1 + g1 * row, s2 + g2 * row, s3 + g3 * row
-        s4, s5, s6, s7 = s4 + g4 * row, s5 + g5 * row, s6 + g6 * row, s7 + g7 * row
-        sb += g
-        g7, g6, g5, g4, g3, g2, g1 = g6, g5, g4, g3, g2, g1, g
+        h0 += tl.load(skip + c, mask=c < D, other=0.0).to(tl.float32)
+    s0 = tl.zeros([C // V, V // 2, 2], tl.float32)
+    s1, s2, s3, s4, s5, s6, s7, sb = s0, s0, s0, s0, s0, s0, s0, s0
+    g1, g2, g3, g4, g5, g6, g7 = s0, s0, s0, s0, s0, s0, s0
+    # Rows count back from this program's last. The walk begins K - 1 rows or more after it, with gradients of others'
+    # outputs, so that whole turns end with this program's first row.
+    begin = (1 - K) - (UNROLL - 1 - (n + K - 2) % UNROLL)
+    end = -tl.minimum(L - 1 - last, UNROLL + K).to(tl.int32)  # no such row after the sequence's last
+    grad0, grad1 = row_back(dy, begin, end, n, D, C, V, PACKED), row_back(dy, begin + 1, end, n, D, C, V, PACKED)
+    grad2, grad3 = row_back(dy, begin + 2, end, n, D, C, V, PACKED), row_back(dy, begin + 3, end, n, D, C, V, PACKED)
+    row0, row1 = row_back(x, begin, 0, n, D, C, V, PACKED), row_back(x, begin + 1, 0, n, D, C, V, PACKED)
+    row2, row3 = row_back(x, begin + 2, 0, n, D, C, V, PACKED), row_back(x, begin + 3, 0, n, D, C, V, PACKED)
+    for turn in range(begin, n, UNROLL):
+        at = tl.cast(turn, tl.int64) * D
+        for j in tl.static_range(UNROLL):
+            g, grad0, grad1, grad2 = floats(grad0, PACKED), grad1, grad2, grad3
+            row, row0, row1, row2 = floats(row0, PACKED), row1, row2, row3
+            grad3 = row_back(dy - at, j + 4, end - turn, n - turn, D, C, V, PACKED)
+            row3 = row_back(x - at, j + 4, -turn, n - turn, D, C, V, PACKED)
+            out = convolved(h0, h1, h2, h3, h4, h5, h6, h7, g, g1, g2, g3, g4, g5, g6, g7, K)
+            store_row(dx - at - j * D, out, D, turn + j >= 0, C, V, PACKED)
+            s0, s1, s2, s3 = s0 + g * row, s1 + g1 * row, s2 + g2 * row, s3 + g3 * row
+            s4, s5, s6, s7 = s4 + g4 * row, s5 + g5 * row, s6 + g6 * row, s7 + g7 * row
+            if HAS_BIAS:
+                sb += tl.where(turn + j >= 0, g, 0.0)
+            g7, g6, g5, g4, g3, g2, g1 = g6, g5, g4, g3, g2, g1, g
 
     if HAS_STATE:
-        first = when(c, D, start == 0)
+        first = start == 0
+        past += batch * (K - 1) * D
+        dpast += batch * (K - 1) * D
         for i in tl.static_range(K - 1):
-            at = (batch * (K - 1) + (K - 2) - i) * D + c
-            row = tl.load(past + at, mask=first, other=0.0).to(tl.float32)
-            out = h1 * g1 + h2 * g2 + h3 * g3 + h4 * g4 + h5 * g5 + h6 * g6 + h7 * g7
-            tl.store(dpast + at, out, mask=first)
+            at = (K - 2 - i) * D
+            row = floats(load_row(past + at, D, first, C, V, PACKED), PACKED)
+            out = convolved(h0, h1, h2, h3, h4, h5, h6, h7, 0.0, g1, g2, g3, g4, g5, g6, g7, K)
+            store_row(dpast + at, out, D, first, C, V, PACKED)
             s1, s2, s3, s4 = s1 + g1 * row, s2 + g2 * row, s3 + g3 * row, s4 + g4 * row
             s5, s6, s7 = s5 + g5 * row, s6 + g6 * row, s7 + g7 * row
-            g7, g6, g5, g4, g3, g2, g1 = g6, g5, g4, g3, g2, g1, tl.zeros([C], tl.float32)
+            g7, g6, g5, g4, g3, g2, g1 = g6, g5, g4, g3, g2, g1, tl.zeros_like(g1)
 
-    dh += program * K * D + c
-    tl.store(dh, s0, mask=live)
-    if K > 1:
-        tl.store(dh + D, s1, mask=live)
-    if K > 2:
-        tl.store(dh + 2 * D, s2, mask=live)
-    if K > 3:
-        tl.store(dh + 3 * D, s3, mask=live)
-    if K > 4:
-        tl.store(dh + 4 * D, s4, mask=live)
-    if K > 5:
-        tl.store(dh + 5 * D, s5, mask=live)
-    if K > 6:
-        tl.store(dh + 6 * D, s6, mask=live)
-    if K > 7:
-        tl.store(dh + 7 * D, s7, mask=live)
+    program = batch * tl.num_programs(1) + tl.program_id(1)
+    sums += program * ((K + 1) if HAS_BIAS else K) * D + c
+    write_sums(sums, s0, s1, s2, s3, s4, s5, s6, s7, c, D, K)
     if HAS_BIAS:
-        tl.store(dbias + program * D + c, sb, mask=live)
+        tl.store(sums + K * D, sb, mask=c < D)
 
 
 def forward(
-    x: Tensor,
-    h: Tensor,
-    *,
-    bias: Tensor | None = None,
-    skip: Tensor | None = None,
-    state: Tensor | None = None,
-    w: Tensor | None = None,
-    featurizer_state: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """y (B, L, D) of the filters h (G, K), K <= 8.
-
-    Without w, x is (B, L, D) and bias is added to y. With the featurizer's taps w (3D, 3), x is u (B, L, 3D), bias and
-    featurizer_state are the featurizer's, y is the core of Hyena-SE and comes with the next state (B, K - 1, D).
-    """
-    B, L, width = x.shape
-    (G, K), fused = h.shape, w is not None
-    D = width // 3 if fused else width
-    y, new = x.new_empty(B, L, D), x.new_empty(B, K - 1 if fused else 0, D)
-    tuning = tuned.config("fused_walk" if fused else "short_forward", x.dtype, D, x.device)
-    C, span = min(tuning["C"], triton.next_power_of_2(D)), tuning["span"]
+    x: Tensor, h: Tensor, *, bias: Tensor | None = None, skip: Tensor | None = None, state: Tensor | None = None
+) -> Tensor:
+    """y (B, L, D) of the filters h (G, K), K <= MAX_TAPS, bias (D,) added to it."""
+    (B, L, D), (G, K) = x.shape, h.shape
+    tuning = tuned.config("short_forward", x.dtype, D, x.device)
+    sizes = block(tuning["C"], D, x.dtype)
+    y = x.new_empty(B, L, D)
     launch(
-        forward_kernel, (triton.cdiv(D, C), triton.cdiv(L, span), B),
-        (x, None if w is None else w.t(), bias, h, skip, featurizer_state, state), (y, new), (L, D, span),
-        GROUP=D // G, K=K, FUSED=fused, HAS_BIAS=bias is not None, HAS_SKIP=skip is not None,
-        HAS_STATE=state is not None, C=C, num_warps=tuning["warps"],
+        forward_kernel, (triton.cdiv(D, sizes["C"]), triton.cdiv(L, tuning["span"]), B),
+        (x, bias, h, skip, state), (y,), (L, D, tuning["span"]),
+        GROUP=D // G, K=K, HAS_BIAS=bias is not None, HAS_SKIP=skip is not None, HAS_STATE=state is not None,
+        **sizes, num_warps=tuning["warps"],
     )  # fmt: skip
-    return y, new
+    return y
+
+
+def backward_span(shortest: int, B: int, L: int, sums: int) -> int:
+    """The tokens that a program of a backward takes: more of a long sequence, as each program leaves `sums` numbers."""
+    return max(shortest, triton.cdiv(L, max(most_programs(sums) // max(B, 1), 1)))
 
 
 def backward(
@@ -280,21 +244,19 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx (B, L, D), dstate (B, K - 1, D) (empty without a state), and, float32, dh (K, D) a channel, dbias (D,).
 
-    The skip's gradient is dh[0]: both multiply the current token.
+    The skip's gradient is dh[0]: both multiply the current token. dbias is zero unless asked for.
     """
     (B, L, D), (G, K) = x.shape, h.shape
     tuning = tuned.config("short_backward", x.dtype, D, x.device)
-    C = min(tuning["C"], triton.next_power_of_2(D))
-    wanted = triton.cdiv(L, max(most_programs((K + 1) * D) // max(B, 1), 1))
-    span = min(max(tuning["span"], wanted), max(tuning["span"], LONGEST_WALK))
+    sizes, span = block(tuning["C"], D, x.dtype, V=2), backward_span(tuning["span"], B, L, (K + 1) * D)
     programs = triton.cdiv(L, span)
     dx, dstate = x.new_empty(B, L, D), x.new_empty(B, 0 if state is None else K - 1, D)
-    dh = x.new_empty(B * programs, K, D, dtype=torch.float32)
-    dbias = x.new_empty(B * programs if bias else 0, D, dtype=torch.float32)
+    sums = x.new_empty(B * programs, K + bias, D, dtype=torch.float32)
     launch(
-        backward_kernel, (triton.cdiv(D, C), programs, B),
-        (x, h, skip, state, dy), (dx, dstate, dh, dbias), (L, D, span),
+        backward_kernel, (triton.cdiv(D, sizes["C"]), programs, B),
+        (x, h, skip, state, dy), (dx, dstate, sums), (L, D, span),
         GROUP=D // G, K=K, HAS_BIAS=bias, HAS_SKIP=skip is not None, HAS_STATE=state is not None,
-        C=C, num_warps=tuning["warps"],
+        **sizes, num_warps=tuning["warps"],
     )  # fmt: skip
-    return dx, dstate, dh.sum(0), dbias.sum(0)
+    total = sums.sum(0)
+    return dx, dstate, total[:K], total[K:].sum(0)
