@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from evo2cli.console import log
+from evo2cli.inference.draws import DeviceDraws, Drawn, Draws
 from stripedhyena2 import ModelState, StripedHyena2
 from stripedhyena2.decode import StaticStep
 
@@ -71,12 +72,14 @@ class Decoder:
     def __init__(self, model: StripedHyena2, record: Record | None = None):
         self.model, self._record = model, record
         self._state: ModelState | None = None
+        self._draws: Draws | None = None
         self._graph: tuple[StaticStep, Replay] | None = None
-        self._waited = self._done = 0
+        self._position = self._waited = self._done = 0
 
-    def start(self, state: ModelState) -> None:
-        """Go on with the rows of a state, in place of any others."""
-        self._state, self._graph, self._waited, self._done = state, None, 0, 0
+    def start(self, state: ModelState, draws: Draws | None = None) -> None:
+        """Go on with the rows of a state, in place of any others; only those with `draws` draw tokens."""
+        self._state, self._draws, self._position = state, draws, state.position
+        self._graph, self._waited, self._done = None, 0, 0
 
     def stop(self) -> ModelState:
         """The state after all tokens so far; the decoder has no rows then."""
@@ -86,11 +89,23 @@ class Decoder:
         return state
 
     @torch.inference_mode()
-    def step(self, ids: Tensor) -> Tensor:
-        """Logits (B, vocab) of what follows the next tokens ids (B, 1)."""
+    def draw(self, logits: Tensor) -> list[Drawn]:
+        """The token of each row that its logits (B, vocab), those after all tokens so far, give, and its log p."""
+        assert self._draws is not None, "started without draws"
+        if self._graph is None or not isinstance(self._draws, DeviceDraws):  # else the graph has drawn
+            self._draws.run(logits, self._position)
+        return self._draws.read()
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor | None = None) -> Tensor:
+        """Logits (B, vocab) of what follows the next tokens ids (B, 1); None: those drawn last."""
         if self._graph is not None and self._done == self._graph[0].room:
-            self.start(self.stop())
+            self.start(self.stop(), self._draws)
             self._waited = STEADY_TOKENS
+        if ids is None:
+            assert self._draws is not None, "started without draws"
+            ids = self._draws.ids
+        self._position += 1
         if self._graph is not None:
             step, replay = self._graph
             self._done += 1
@@ -105,9 +120,10 @@ class Decoder:
 
     def _begin(self, record: Record, before: ModelState, ids: Tensor) -> Tensor:
         """Record a graph, and run its first tokens with it and without."""
-        found = None
+        found, ids = None, ids.clone()  # recording draws
+        then = self._draws.record if isinstance(self._draws, DeviceDraws) else None
         try:
-            step = StaticStep(self.model, before, max(LEAST_ROOM, before.position // 4))
+            step = StaticStep(self.model, before, max(LEAST_ROOM, before.position // 4), then)
             replay = record(step)
             step.reset()
             step.ids.copy_(ids)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from evo2cli.inference.decoding import Decoder, recorder
+from evo2cli.inference.draws import Stream, draws_for
 from evo2cli.inference.finite import not_finite
-from evo2cli.inference.likelihood import log_p
 from evo2cli.inference.prefix import Prefix
 from evo2cli.inference.requests import Request, RequestTooLarge, Sample, Turns
-from evo2cli.inference.sampling import Sampler, prompt_key, uniform
+from evo2cli.inference.sampling import Sampler, prompt_key
 from evo2cli.inference.stream import as_ids, chunk_length, stream
 from evo2cli.measure.memory import free_memory, state_bytes
 from stripedhyena2 import ModelState, StripedHyena2
@@ -123,6 +123,11 @@ class _Job:
 class _Row:
     job: _Job
     sample: Sample
+
+    @property
+    def stream(self) -> Stream:
+        request = self.job.request
+        return Stream(request.sampler, request.seed, self.job.key, self.sample.sample, len(self.sample.tokens))
 
 
 class Engine:
@@ -293,8 +298,13 @@ class Engine:
             state = ModelState.join([self._decoder.stop(), state])
         self._rows += [_Row(job, sample) for sample in samples]
         self._logits = logits
-        self._decoder.start(state)
+        self._start(state, state.position)
         return []
+
+    def _start(self, state: ModelState, draw_at: int) -> None:
+        """Decode the rows from a state on; they draw their next tokens when so many have been run."""
+        streams = [row.stream for row in self._rows]
+        self._decoder.start(state, draws_for(streams, draw_at, cast(Tensor, self._logits)))
 
     def _decode(self) -> list[Sample]:
         """Draw the next token of every row, remove rows that have ended, and run the tokens of the others."""
@@ -302,16 +312,18 @@ class Engine:
             return []
         self._draw(cast(Tensor, self._logits))
         ended = [row.sample for row in self._rows if row.sample.ended]
-        self._keep([row.sample.ended is None for row in self._rows])
+        self._keep([row.sample.ended is None for row in self._rows], not_run=1)
         if self._rows:
-            last = [[row.sample.tokens[-1]] for row in self._rows]
-            self._logits = self._decoder.step(torch.tensor(last, device=cast(Tensor, self._logits).device))
+            self._logits = self._decoder.step(self._last_tokens() if ended else None)
         return ended
 
+    def _last_tokens(self) -> Tensor:
+        last = [[row.sample.tokens[-1]] for row in self._rows]
+        return torch.tensor(last, device=cast(Tensor, self._logits).device)
+
     def _draw(self, logits: Tensor) -> None:
-        tokens = self._choose(logits)
+        drawn = self._decoder.draw(logits)
         kept = logits.cpu() if any(row.job.request.keep_logits for row in self._rows) else None
-        drawn = zip(tokens.tolist(), log_p(logits, tokens).tolist(), strict=True)
         for i, (row, (token, logprob)) in enumerate(zip(self._rows, drawn, strict=True)):
             request, sample = row.job.request, row.sample
             self._turns.serve(row.job.client, 1)
@@ -326,18 +338,8 @@ class Engine:
             if request.on_token is not None:
                 request.on_token(sample, token)
 
-    def _choose(self, logits: Tensor) -> Tensor:
-        """A token (B,) for every row, by its own sampler and random number."""
-        numbers = torch.tensor([_random_number(row) for row in self._rows], dtype=torch.float64)
-        samplers = [row.job.request.sampler for row in self._rows]
-        tokens = torch.empty(len(samplers), dtype=torch.long, device=logits.device)
-        for sampler in dict.fromkeys(samplers):
-            same = torch.tensor([i for i, other in enumerate(samplers) if other == sampler])
-            tokens[same] = sampler.choose(logits[same], numbers[same])
-        return tokens
-
-    def _keep(self, which: list[bool]) -> None:
-        """Remove the other rows from the batch."""
+    def _keep(self, which: list[bool], not_run: int = 0) -> None:
+        """Remove the other rows from the batch. So many tokens of each row were drawn that the model has not run."""
         if all(which):
             return
         self._rows = [row for row, stays in zip(self._rows, which, strict=True) if stays]
@@ -345,10 +347,6 @@ class Engine:
         if self._rows:
             rows = torch.tensor([i for i, stays in enumerate(which) if stays])
             self._logits = cast(Tensor, self._logits)[rows]
-            self._decoder.start(state.select(rows))
+            self._start(state.select(rows), state.position + not_run)
         else:
             self._logits = None
-
-
-def _random_number(row: _Row) -> float:
-    return uniform(row.job.request.seed, row.job.key, row.sample.sample, len(row.sample.tokens))

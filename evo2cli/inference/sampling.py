@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from evo2cli.errors import UsageError
@@ -79,3 +80,9 @@ def uniform(seed: int, prompt: int, sample: int, step: int) -> float:
     """The number in [0, 1) of this (seed, prompt key, sample, step)."""
     bits = np.random.Philox(key=[seed, prompt], counter=[0, step, sample, 0]).random_raw()
     return float(bits >> 11) * 2.0**-53
+
+
+def generator_key(seed: int, prompt: int) -> NDArray[np.int64]:
+    """The bits (2,) of the key of `uniform`'s generator, which numpy rounds where one number is above 2^63."""
+    key: NDArray[np.uint64] = np.random.Philox(key=[seed, prompt]).state["state"]["key"]
+    return key.view(np.int64)

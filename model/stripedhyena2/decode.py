@@ -7,6 +7,7 @@ a number, so that the same recorded kernels serve every token. Where the decodin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -111,6 +112,7 @@ class StaticStep:
     Args:
         before: the state to go on from.
         room: how many tokens it must take.
+        then: what else a run does: called with the logits (B, vocab), and the column (1,) of the next token.
 
     Attributes:
         ids: (B, 1), the token that `run` runs next.
@@ -118,8 +120,14 @@ class StaticStep:
     """
 
     @torch.inference_mode()
-    def __init__(self, model: StripedHyena2, before: ModelState, room: int):
-        self.model, self.before = model, before
+    def __init__(
+        self,
+        model: StripedHyena2,
+        before: ModelState,
+        room: int,
+        then: Callable[[Tensor, Tensor], None] | None = None,
+    ):
+        self.model, self.before, self.then = model, before, then
         self.room = room + -(before.position + room) % ROOM_MULTIPLE
         self._column = torch.tensor([before.position], device=model.embedding.weight.device)
         self._blocks = [self._static(*pair) for pair in zip(model.blocks, before.layers, strict=True)]
@@ -137,7 +145,10 @@ class StaticStep:
             for block in self._blocks:
                 x = block.run(x)
         self._column += 1
-        return fused.logits(self.model, x[:, 0])
+        logits = fused.logits(self.model, x[:, 0])
+        if self.then is not None:
+            self.then(logits, self._column)
+        return logits
 
     @torch.inference_mode()
     def reset(self) -> None:

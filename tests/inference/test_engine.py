@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from evo2cli.errors import UsageError
-from evo2cli.inference import engine
+from evo2cli.inference import draws
 from evo2cli.inference.engine import generate
 from evo2cli.inference.prefix import run_prefix
 from evo2cli.inference.requests import Sample
@@ -207,7 +207,7 @@ def test_random_numbers_stay_what_they_are():
 
 def test_random_numbers_are_keyed_by_all_that_was_read_before(model, monkeypatch):
     keys = []
-    monkeypatch.setattr(engine, "uniform", lambda *key: keys.append(key) or 0.5)
+    monkeypatch.setattr(draws, "uniform", lambda *key: keys.append(key) or 0.5)
     wholes = [first + b"ACGT" * 50 + last for first in (b"A", b"C") for last in (b"", b"G")]
     assert len({prompt_key(whole) for whole in wholes}) == 4
     run(model, wholes, n=2, num_samples=2, seed=9)

@@ -47,6 +47,10 @@ def states(rows, dtype):
     decode.modal_core(u, w, None, poles, poles, skip, t, featurizer, meta(rows, D, 16))
     starts, kv = meta(rows, dtype=torch.int64), meta(rows, 9000, 2, 32, 128, dtype=dtype)
     decode.attention(u, meta(64), 128.0, t, starts, kv)
+    allowed, four = meta(rows, 256, dtype=torch.uint8), meta(rows, 4, dtype=torch.float64)
+    draws = decode.Draws(meta(rows, 2, dtype=torch.int64), starts, starts, allowed, four)
+    ids, drawn = meta(rows, 1, dtype=torch.int64), meta(rows, 2, dtype=torch.float64)
+    decode.draw(meta(rows, 512), draws, t, ids, drawn)
 
 
 def check(capability, launch, *args):

@@ -12,9 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hyena_kernels.decode.draws import BYTES, Draws
 from hyena_kernels.dispatch import require
 
-__all__ = ["attention", "fill", "fir_core", "modal_core", "ring", "unrolled"]
+__all__ = ["BYTES", "Draws", "attention", "draw", "fill", "fir_core", "modal_core", "ring", "unrolled"]
 
 
 def ring(past: Tensor) -> Tensor:
@@ -109,6 +110,29 @@ def attention(qkv: Tensor, frequencies: Tensor, scale: float, t: Tensor, starts:
     from hyena_kernels.decode import split_attention
 
     return split_attention.attention(qkv, frequencies, scale, t, starts, kv)
+
+
+def draw(logits: Tensor, draws: Draws, t: Tensor, ids: Tensor, drawn: Tensor) -> None:
+    """Draw a token for every row, after t (1,) tokens, by restrictions and a keyed random number of its own.
+
+    Restrictions apply in this order: the allowed tokens, temperature, top_k, top_p, min_p. The number in [0, 1) is the
+    first that numpy's Philox(key, counter=(0, t - first, sample, 0)) gives.
+
+    Args:
+        logits: (B, V), float32.
+        ids: (B, 1) int64, takes the tokens.
+        drawn: (B, 2) float64, takes them and their log-probabilities under all logits.
+
+    Raises:
+        ValueError: shapes do not fit together.
+    """
+    B = len(logits)
+    require(logits.ndim == 2 and logits.dtype == torch.float32, "logits must be (B, V), float32")
+    require(ids.shape == (B, 1) and drawn.shape == (B, 2), f"ids and drawn must be {(B, 1)} and {(B, 2)}")
+    require(draws.allowed.shape == (B, BYTES), f"there must be draws for {B} rows")
+    from hyena_kernels.decode import drawing
+
+    drawing.draw(logits, draws, t, ids, drawn)
 
 
 def _ring_slots(taps: int) -> int:

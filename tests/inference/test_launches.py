@@ -8,6 +8,8 @@ pytest.importorskip("triton")
 
 from triton.runtime.jit import JITFunction
 
+from evo2cli.inference.draws import DeviceDraws, Stream
+from evo2cli.inference.sampling import Sampler
 from hyena_kernels import dispatch
 from stripedhyena2 import PRESETS
 from stripedhyena2.decode import StaticStep
@@ -43,10 +45,11 @@ def test_a_token_of_the_7b_model_takes_at_most_180_launches(launches, rows):
     config = PRESETS["evo2_7b"]
     model = skeleton(config).to(torch.bfloat16).eval()
     with torch.inference_mode():
-        step = StaticStep(model, model.initial_state(rows), room=64)
+        draws = DeviceDraws([Stream(Sampler(), 0, 0, i) for i in range(rows)], 0, torch.device("meta"))
+        step = StaticStep(model, model.initial_state(rows), 64, draws.record)
         with launches:
             step.run()
     hyena, attention = (sum((letter == "*") == is_attention for letter in config.layout) for is_attention in (0, 1))
-    assert len(launches.kernels) == 5 * hyena + 6 * attention + 1
+    assert len(launches.kernels) == 5 * hyena + 6 * attention + 2  # the logits, and the draw
     assert len(launches.operations) == 2, launches.operations  # the embedding, and the column of the next token
     assert len(launches.kernels) + len(launches.operations) <= 180
