@@ -6,8 +6,10 @@ All are of one layer, of one rank: B sequences of L tokens in shards of S = L / 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from hyena_kernels.swr.state import BLOCK
 from stripedhyena2.parallel.attention import Route
@@ -110,5 +112,5 @@ def _all_to_alls(layout: Layout, x: Sequences, times: int) -> Cost:
 def _butterflies(layout: Layout, size: int) -> Cost:
     """A transform whose shards have `size` bytes: the shards of every butterfly whose partner is on another rank."""
     distances = [1 << i for i in range((layout.n_shards - 1).bit_length())]
-    crossings = [_crossings(layout, lambda shard, d=d: shard ^ d) for d in distances]  # type: ignore[misc]
+    crossings = [_crossings(layout, partial(operator.xor, d)) for d in distances]
     return Cost(sum(crossings) * size, sum(c > 0 for c in crossings))

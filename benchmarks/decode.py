@@ -8,6 +8,7 @@ Beside each part stands its floor: the bytes it must read at the speed at which 
 import argparse
 import json
 import platform
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,12 @@ from evo2cli.measure.time import seconds
 from stripedhyena2.attention import causal_attention
 from stripedhyena2.decode import StaticStep
 from stripedhyena2.layers.linear import Linear, packed
+from stripedhyena2.model import Hyena, StripedHyena2
+from stripedhyena2.state import AttentionState
 
 
 @torch.inference_mode()
-def parts(model: torch.nn.Module, batch: int, prompt: int, device: str) -> dict[str, float]:
+def parts(model: StripedHyena2, batch: int, prompt: int, device: str) -> dict[str, float]:
     """Milliseconds of one decoding step of `batch` rows after a prompt, and of its parts by themselves."""
     c, kind = model.config, model.embedding.weight.dtype
     _, state = prefill(model, b"ACGT" * (prompt // 4))
@@ -32,9 +35,9 @@ def parts(model: torch.nn.Module, batch: int, prompt: int, device: str) -> dict[
     rows = {n: torch.randn(batch, n, dtype=kind, device=device) for n in (c.d_model, c.d_mlp)}
     u = torch.randn(batch, 1, 3 * c.d_model, dtype=kind, device=device)
     q = torch.randn(batch, c.n_heads, 1, c.head_dim, dtype=kind, device=device)
-    mixers = list(zip(c.layout, (block.mixer for block in model.blocks), state.layers, strict=True))
-    hyena = [(m, s) for letter, m, s in mixers if letter != "*"]
-    caches = [tuple(t.transpose(1, 2) for t in s.kv.unbind(2)) for letter, _, s in mixers if letter == "*"]
+    mixers = list(zip((block.mixer for block in model.blocks), state.layers, strict=True))
+    hyena = [(m, s) for m, s in mixers if isinstance(m, Hyena)]
+    caches = [tuple(t.transpose(1, 2) for t in s.kv.unbind(2)) for _, s in mixers if isinstance(s, AttentionState)]
 
     def step() -> None:
         nonlocal state
@@ -43,7 +46,7 @@ def parts(model: torch.nn.Module, batch: int, prompt: int, device: str) -> dict[
     def cores() -> None:
         hyena[:] = [(m, m.core(u, before)[1]) for m, before in hyena]
 
-    runs = {
+    runs: dict[str, Callable[[], object]] = {
         "step": step,
         "dense products": lambda: [m(rows[m.in_features]) for m in dense],
         "the same by F.linear": lambda: [F.linear(rows[m.in_features], m.weight, m.bias) for m in dense],
@@ -58,7 +61,7 @@ def parts(model: torch.nn.Module, batch: int, prompt: int, device: str) -> dict[
         return {name: 1e3 * seconds(run, 15, device) for name, run in runs.items()}
 
 
-def floors(model: torch.nn.Module, batch: int, prompt: int, speed: float) -> dict[str, float]:
+def floors(model: StripedHyena2, batch: int, prompt: int, speed: float) -> dict[str, float]:
     """Milliseconds that reading what each part needs takes at `speed` bytes a second."""
     c, width = model.config, model.embedding.weight.itemsize
     weights = sum(m.weight.nbytes for m in model.modules() if isinstance(m, Linear))

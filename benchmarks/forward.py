@@ -17,9 +17,9 @@ from evo2cli.measure.speed import random_model
 from evo2cli.measure.time import seconds
 
 
-def dense_products(model: torch.nn.Module, length: int) -> tuple[float, list]:
+def dense_products(model: torch.nn.Module, length: int) -> tuple[float, list[tuple[torch.Tensor, torch.Tensor]]]:
     """FLOPs of the model's linear layers on `length` tokens, and a list of (weight, input) that repeats them."""
-    pairs, inputs = [], {}
+    pairs, inputs = [], dict[int, torch.Tensor]()
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             w = module.weight

@@ -36,7 +36,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     results, cuda = Results(args.json), args.device == "cuda"
-    about = {name: version(name) for name in PACKAGES} | {name: shutil.which(name) or "missing" for name in TOOLS}
+    about: dict[str, object] = {name: version(name) for name in PACKAGES}
+    about |= {name: shutil.which(name) or "missing" for name in TOOLS}
     about["python"] = platform.python_version()
     if cuda:
         gpu = torch.cuda.get_device_properties(0)

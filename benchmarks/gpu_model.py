@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import bare  # noqa: F401 (before the packages of this repository)
@@ -30,6 +31,7 @@ from stripedhyena2 import Config, StripedHyena2, preset
 from stripedhyena2.decode import StaticStep
 from stripedhyena2.initialization import new_model, prepare_for_training
 from stripedhyena2.model import flops_per_token, training_flops
+from stripedhyena2.state import ModelState
 
 CHUNK = 16384
 PROMPT = b"ACGT" * 128
@@ -78,19 +80,20 @@ class Models:
                         floor_milliseconds=1e3 * floor, fraction_of_floor=floor / seconds,
                     )  # fmt: skip
 
-    def tokens(self, model: StripedHyena2, state: object, tokens: int) -> float:
+    def tokens(self, model: StripedHyena2, state: ModelState, tokens: int) -> float:
         """Seconds of a token: each step makes the state of the next."""
-        held = [torch.full((state.rows(), 1), 65, device=self.device), state]
+        ids = torch.full((state.rows(), 1), 65, device=self.device)
 
         def run(n: int) -> None:
+            nonlocal ids, state
             for _ in range(n):
-                logits, held[1] = model.extend(held[0], held[1])
-                held[0] = logits[:, -1:].argmax(-1)
+                logits, state = model.extend(ids, state)
+                ids = logits[:, -1:].argmax(-1)
 
         run(4)
         return timed(lambda: run(tokens), self.device) / tokens
 
-    def tokens_at_fixed_addresses(self, model: StripedHyena2, state: object, tokens: int) -> float:
+    def tokens_at_fixed_addresses(self, model: StripedHyena2, state: ModelState, tokens: int) -> float:
         """The same under a CUDA graph where there is one; checked against the step without it."""
         step = StaticStep(model, state, 4 + tokens)
         replay = record_cuda_graph(step) if self.device == "cuda" else step.run
@@ -120,7 +123,7 @@ class Models:
                 prompt = (b"ACGT" * length)[:length]
                 prefill(model, prompt[: min(length, 2 * CHUNK)], chunk=CHUNK)  # kernels are compiled for its shapes
                 self.memory()
-                seconds = timed(lambda prompt=prompt: prefill(model, prompt, chunk=CHUNK), self.device)
+                seconds = timed(partial(prefill, model, prompt, chunk=CHUNK), self.device)
                 flops = length * sum(flops_per_token(config, length).values())
                 self.say(
                     "prefill", length=length, seconds=seconds, tokens_per_second=length / seconds,

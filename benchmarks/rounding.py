@@ -10,6 +10,7 @@ a model with float32 weights and the same model rounded. Times are medians of th
 import argparse
 import json
 import platform
+from functools import partial
 
 import torch
 
@@ -67,10 +68,8 @@ def main() -> None:
             "largest_difference": float(f"{float((values - exact).abs().max()):.2e}"),
             "rank_correlation": round(_spearman(values, exact), 5),
             "weight_bytes": weight_bytes(model),
-            "ms_a_window": round(1000 * seconds(lambda m=model: m(ids[:1]), args.repeats, "cpu"), 2),
-            "ms_a_token": round(
-                1000 * seconds(lambda m=model, s=state: m.extend(ids[:1, :1], s), args.repeats, "cpu"), 2
-            ),
+            "ms_a_window": round(1000 * seconds(partial(model, ids[:1]), args.repeats, "cpu"), 2),
+            "ms_a_token": round(1000 * seconds(partial(model.extend, ids[:1, :1], state), args.repeats, "cpu"), 2),
         }
     about = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__, **vars(args)}
     print(json.dumps({"about": about, "results": rows}, indent=1))

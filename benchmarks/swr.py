@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyena_kernels import swr
-from hyena_kernels.swr import BLOCK
+from hyena_kernels.swr.state import BLOCK
 
 WINDOW, HEAD = 512, 128
 

@@ -59,7 +59,8 @@ def main() -> None:
             stepper.step()
             stepper.zero_grad(set_to_none=True)
 
-    forward(), step()
+    forward()
+    step()
     times = [(timed(forward, args.device), timed(step, args.device)) for _ in range(args.repeats)]
     forward_s, step_s = (statistics.median(t) for t in zip(*times, strict=True))
     tokens = args.rows * args.length

@@ -18,7 +18,11 @@ import argparse
 import json
 import random
 import time
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import torch
@@ -32,6 +36,9 @@ from evo2cli.models.open import open_model
 from evo2cli.variants.chunks import chunks
 from evo2cli.variants.scoring import Scorer, ScoreSettings, score_variants
 from evo2cli.variants.variant import Variant, Windows
+from stripedhyena2 import StripedHyena2
+
+T = TypeVar("T")
 
 PHIX174 = Path(__file__).parents[1] / "examples" / "phix174"
 GENE = 1000
@@ -55,13 +62,19 @@ class Clock:
     def __init__(self, cpu_time: bool):
         self.now = time.process_time if cpu_time else time.perf_counter
 
-    def time(self, work) -> tuple[float, object]:
+    def time(self, work: Callable[[], T]) -> tuple[float, T]:
         start = self.now()
         result = work()
         return self.now() - start, result
 
 
-def ours(model, reference: Reference, variants: list[Variant], settings: ScoreSettings, scorer: Scorer | None = None):
+def ours(
+    model: StripedHyena2,
+    reference: Reference,
+    variants: list[Variant],
+    settings: ScoreSettings,
+    scorer: Scorer | None = None,
+) -> list[tuple[float | None, ...]]:
     scorer = scorer or Scorer(model, settings)
     return [
         score.deltas
@@ -70,12 +83,15 @@ def ours(model, reference: Reference, variants: list[Variant], settings: ScoreSe
     ]
 
 
-def plain(model, reference: Reference, variants: list[Variant], settings: ScoreSettings, rows: int):
+def plain(
+    model: StripedHyena2, reference: Reference, variants: list[Variant], settings: ScoreSettings, rows: int
+) -> list[tuple[float, ...]]:
     """The same scores from two whole windows for each ALT: nothing shared, nothing kept."""
     sequences = [
         sequence
         for chunk in chunks(variants, reference, settings)
         for _, placement in chunk
+        if placement.site is not None
         for site in settings.sites(placement.site)
         for alt in range(len(site.alts))
         for sequence in (site.sequences()[0], site.sequences()[alt + 1])
@@ -89,7 +105,7 @@ def plain(model, reference: Reference, variants: list[Variant], settings: ScoreS
     return [tuple(deltas.tolist()) for deltas in means[..., 1] - means[..., 0]]
 
 
-def ratios(args) -> list[dict]:
+def ratios(args: Namespace) -> list[dict]:
     model = random_model(args.preset, torch.float32, "cpu")
     clock, window = Clock(args.cpu_time), args.window
     reference = genome((max(args.sites, args.isolated, 8) + 4) * window)
@@ -120,7 +136,12 @@ def ratios(args) -> list[dict]:
 
 
 def compare(
-    model, reference: Reference, variants: list[Variant], settings: ScoreSettings, rows: int, clock: Clock
+    model: StripedHyena2,
+    reference: Reference,
+    variants: list[Variant],
+    settings: ScoreSettings,
+    rows: int,
+    clock: Clock,
 ) -> dict:
     """Both ways in turn: plain on one ALT, ours on the first variant and then on the others, plain once more."""
     scorer, alts = Scorer(model, settings), len(variants[0].alts)
@@ -141,11 +162,13 @@ def compare(
         "ratio": round(whole * alts * count / total, 2),
     }
     if settings.right_context is None:
-        row["difference"] = float(f"{abs(deltas[-1][-1] - expected[0][0]):.1e}")
+        ours_of_last, plain_of_last = deltas[-1][-1], expected[0][0]
+        assert ours_of_last is not None
+        row["difference"] = float(f"{abs(ours_of_last - plain_of_last):.1e}")
     return row
 
 
-def rates(args) -> list[dict]:
+def rates(args: Namespace) -> list[dict]:
     model, clock = open_model(args.model, device="cpu"), Clock(args.cpu_time)
     rows = []
     for window in args.windows:
@@ -156,14 +179,14 @@ def rates(args) -> list[dict]:
             positions = list(range(2 * window, 2 * window + every * args.count, every))
             variants = snvs(reference, positions, 1)
             settings = ScoreSettings(Windows(window, tile), "mean", "both", right_context, 8192)
-            seconds, _ = clock.time(lambda v=variants, s=settings, r=reference: ours(model, r, v, s))
+            seconds, _ = clock.time(partial(ours, model, reference, variants, settings))
             options = (" --tile" if tile else "") + (f" --right-context {right_context}" if right_context else "")
             row = {"window": window, "a variant every": every, "options": options.strip() or "none"}
             rows.append(row | {"variants_per_hour": round(len(variants) / seconds * 3600)})
     return rows
 
 
-def right_context(args) -> list[dict]:
+def right_context(args: Namespace) -> list[dict]:
     model = open_model(args.model, device="cpu")
     reference = open_reference(str(PHIX174 / "phix174.fa"))
     with Input(str(PHIX174 / "variants.vcf")) as source:
@@ -171,8 +194,8 @@ def right_context(args) -> list[dict]:
     clock, table = Clock(args.cpu_time), {}
     rows = []
     for r in [*args.contexts, None]:
-        options = {"window": args.window, "tile": True, "right_context": r}
-        seconds, scores = clock.time(lambda o=options: list(score_variants(variants, reference, model, **o)))
+        scored = score_variants(variants, reference, model, window=args.window, tile=True, right_context=r)
+        seconds, scores = clock.time(partial(list, scored))
         table[r] = pd.Series([score.deltas[0] for _, score in scores])
         rows.append({"right_context": r, "variants": len(variants), "seconds": round(seconds, 1)})
     return [row | {"spearman": round(table[row["right_context"]].corr(table[None], "spearman"), 4)} for row in rows]

@@ -24,6 +24,7 @@ from evo2cli.inference.engine import generate as generate_samples
 from evo2cli.inference.finite import not_finite
 from evo2cli.inference.likelihood import log_likelihoods
 from evo2cli.inference.profile import profile
+from evo2cli.inference.requests import Sample
 from evo2cli.inference.sampling import Sampler
 from evo2cli.inference.stream import chunk_length, stream
 from evo2cli.io.sequences import encode_tagged
@@ -243,7 +244,7 @@ class Evo2:
             keep_logits=True,
             cuda_graph=cuda_graph,
         )
-        drawn = {prompt: deque() for prompt in distinct}  # type: ignore[var-annotated]
+        drawn: dict[bytes, deque[Sample]] = {prompt: deque() for prompt in distinct}
         for sample in samples:
             drawn[distinct[sample.prompt]].append(sample)
         output, vocabulary = GenerationOutput([], [], []), self.model.config.vocab_size

@@ -241,7 +241,7 @@ def written_once(world: World, output: Output) -> Iterator[Output]:
         yield output
         return
     with tempfile.TemporaryDirectory(prefix="evo2-") as folder:
-        yield str(Path(folder) / (Path(output).name if output != "-" else "output"))  # type: ignore[misc]
+        yield str(Path(folder) / (Path(output).name if output != "-" else "output"))
 
 
 def _lost_contact(error: RuntimeError) -> bool:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class FakeModel(nn.Module):
         return x @ self.unembedding
 
     def hidden(self, ids: Tensor, state: "FakeState", n_blocks: int | None = None) -> tuple[Tensor, "FakeState"]:
-        self.batches.append(tuple(ids.shape))
+        self.batches.append((ids.shape[0], ids.shape[1]))
         x, memory = self.embedding[ids], state.memory
         steps = []
         for step in x.unbind(1):
@@ -84,5 +85,6 @@ def small_striped_hyena() -> StripedHyena2:
             p.abs_().neg_()
         if name.endswith("scale"):
             p.fill_(1)
-    model.source = SimpleNamespace(name="small", checksum="0" * 64)
+    source: Any = SimpleNamespace(name="small", checksum="0" * 64)
+    model.source = source
     return model

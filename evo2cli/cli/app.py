@@ -211,22 +211,22 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in argv:
             traceback.print_exc()
-        return _report(error)
+        return report(error)
 
 
-def _end(number: int, frame: Any) -> NoReturn:
+def _end(number: int, frame: object) -> NoReturn:
     """Let everything clean up on its way out, and let no second such signal interrupt that."""
     signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
-def _report(error: Exception) -> int:
+def report(error: Exception) -> int:
     """Say in one line what went wrong, and return the exit code for it."""
     if hasattr(error, "format_message"):  # typer's own, wherever this version of it keeps the class
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "evo2"
         log.error("%s; see %s --help", error.format_message().rstrip("."), command)
-        return error.exit_code  # type: ignore[attr-defined]
+        return int(getattr(error, "exit_code", 1))
     if isinstance(error, UsageError):
         log.error("%s", error)
         return 2

@@ -36,7 +36,7 @@ def open_output(path: str, *, bgzip: bool = False) -> Iterator[BinaryIO]:
 class _Flushing(io.BufferedWriter):
     """A reader at the other end of a pipe sees each record when it is done."""
 
-    def write(self, data) -> int:  # type: ignore[no-untyped-def, override]
+    def write(self, data: bytes, /) -> int:  # type: ignore[override]
         written = super().write(data)
         self.flush()
         return written

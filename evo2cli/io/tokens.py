@@ -20,8 +20,8 @@ def encode(sequence: str | bytes, record: str, start: int = 0) -> bytes:
     """
     try:
         tokens = sequence.encode("ascii") if isinstance(sequence, str) else sequence.decode("ascii").encode("ascii")
-    except UnicodeError as error:
-        offset = start + error.start  # type: ignore[attr-defined]
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:
+        offset = start + error.start
         raise UserError(f"{record} has a byte that is not ASCII at position {offset + 1}; remove it") from None
     return tokens.upper()
 

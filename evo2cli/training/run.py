@@ -392,13 +392,14 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 
 def export(model: nn.Module, path: Path, dtype: torch.dtype, notes: dict[str, Any], world: World = ALONE) -> None:
     """Write a model's running form with dense weights in `dtype` (filters and poles stay float32)."""
-    config: Any = model.config
+    config = model.config
+    assert isinstance(config, Config)
     tensors = {name: t.to(parameter_dtype(name, dtype)) for name, t in running_copy(model).items()}
     if world.rank == 0:
         native.write(path, config, tensors, notes=notes)
 
 
-def _nothing(_: Any) -> None:
+def _nothing(_: object) -> None:
     pass
 
 
@@ -407,7 +408,7 @@ def _signals() -> Iterator[list[int]]:
     """A list that fills when SIGINT or SIGTERM comes; a second signal acts as usual."""
     received: list[int] = []
 
-    def receive(number: int, _frame: Any) -> None:
+    def receive(number: int, _frame: object) -> None:
         received.append(number)
         signal.signal(number, before[signal.Signals(number)])
 

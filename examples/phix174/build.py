@@ -81,14 +81,21 @@ class Consequence:
     protein_change: str
 
 
+def sequence_of(record: SeqRecord) -> Seq:
+    """The genome in upper case."""
+    assert isinstance(record.seq, Seq)
+    return record.seq.upper()
+
+
 def read_genes(record: SeqRecord) -> list[Gene]:
     """Every CDS of the record in its order."""
-    return [read_gene(feature, record.seq.upper()) for feature in record.features if feature.type == "CDS"]
+    return [read_gene(feature, sequence_of(record)) for feature in record.features if feature.type == "CDS"]
 
 
 def read_gene(feature: SeqFeature, genome: Seq) -> Gene:
     """One CDS; raises ValueError if it does not translate to the protein the record states."""
     (protein_id,), (product,), (stated,) = (feature.qualifiers[key] for key in ("protein_id", "product", "translation"))
+    assert feature.location is not None
     protein = translate(feature.location.extract(genome))
     if protein != stated + "*":
         raise ValueError(f"{protein_id}: the extracted sequence does not translate to the stated protein")
@@ -236,7 +243,7 @@ def covers(gene: Gene, variant: Variant) -> bool:
 
 def write_fasta(record: SeqRecord, path: Path) -> None:
     """The genome in upper case, under its versioned accession."""
-    SeqIO.write(SeqRecord(record.seq.upper(), id=record.id, description=record.description), path, "fasta")
+    SeqIO.write(SeqRecord(sequence_of(record), id=record.id, description=record.description), path, "fasta")
 
 
 def write_genes(genes: list[Gene], path: Path) -> None:
@@ -261,7 +268,7 @@ def vcf_header(record: SeqRecord) -> pysam.VariantHeader:
     header = pysam.VariantHeader()
     header.add_meta("source", "examples/phix174/build.py")
     header.add_meta("reference", "file:phix174.fa")
-    header.contigs.add(record.id, length=len(record.seq))
+    header.contigs.add(str(record.id), length=len(sequence_of(record)))
     header.info.add("GENE", 1, "String", "Gene that CSQ and HGVSP speak of")
     header.info.add(
         "CSQ",
@@ -277,7 +284,7 @@ def vcf_header(record: SeqRecord) -> pysam.VariantHeader:
 
 def write_variants(record: SeqRecord, genes: list[Gene], path: Path) -> None:
     """The labelled variants of `LABELLED_GENES`, in order of position."""
-    genome = record.seq.upper()
+    genome = sequence_of(record)
     labelled = [gene for gene in genes if gene.name in LABELLED_GENES]
     variants = [(variant, gene) for gene in labelled for make in (snvs, indels) for variant in make(genome, gene)]
     variants.sort(key=lambda pair: pair[0])

@@ -45,7 +45,7 @@ COLOURS = {
 WINDOW = 256
 SMOOTHING_BASES = 10
 FEWEST_SHOWN = 10
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 14,
     "axes.titlesize": 16,
     "axes.titleweight": "bold",
@@ -112,10 +112,9 @@ def print_summary(console: Console, scores: pd.DataFrame, summary: pd.DataFrame)
         own = "" if name == "synonymous" else f"{row['auroc']:.3f}"
         table.add_row(str(name), f"{row['count']:.0f}", f"{row['mean']:+.6f}", f"{row['median']:+.6f}", own)
     console.print(table)
-    per_gene = "   ".join(f"{gene} {against_synonymous(part, 'nonsense'):.3f}" for gene, part in scores.groupby("gene"))
-    console.print(
-        f"AUROC, nonsense against synonymous: all {summary.loc['nonsense', 'auroc']:.3f}   by gene: {per_gene}"
-    )
+    by_gene = {str(gene): scores[scores["gene"] == gene] for gene in sorted(set(scores["gene"]))}
+    per_gene = "   ".join(f"{gene} {against_synonymous(part, 'nonsense'):.3f}" for gene, part in by_gene.items())
+    console.print(f"AUROC, nonsense against synonymous: all {summary['auroc']['nonsense']:.3f}   by gene: {per_gene}")
 
 
 def draw(scores: pd.DataFrame, genes: pd.DataFrame, path: Path) -> None:
@@ -124,9 +123,9 @@ def draw(scores: pd.DataFrame, genes: pd.DataFrame, path: Path) -> None:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(16, 9))
         figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.12)
-        left, right = figure.subfigures(1, 2, width_ratios=[1, 1.2], wspace=0.03)
+        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1, 1.2], wspace=0.03)[0]
         draw_distributions(left.subplots(), scores)
-        tracks = right.subplots(2 * len(labelled), 1, height_ratios=[8, 1] * len(labelled))
+        tracks: Any = right.subplots(2 * len(labelled), 1, height_ratios=[8, 1] * len(labelled))
         for axes, bars, gene in zip(tracks[::2], tracks[1::2], labelled, strict=True):
             draw_gene(axes, scores[scores["gene"] == gene], genes.loc[gene])
             draw_gene_bars(bars, genes, gene)
@@ -190,7 +189,7 @@ def smoothed(scores: pd.DataFrame, bases: np.ndarray) -> np.ndarray:
 
 def draw_gene_bars(axes: Axes, genes: pd.DataFrame, gene: str) -> None:
     """The gene and those that lie wholly inside it, one bar each, on the same stretch of genome."""
-    start, end = genes.loc[gene, ["start", "end"]]
+    start, end = (genes[column].to_dict()[gene] for column in ("start", "end"))
     inside = genes[(genes["start"] >= start) & (genes["end"] <= end) & (genes["start"] < genes["end"])]
     for row, (name, (first, last)) in enumerate(inside[["start", "end"]].iterrows()):
         axes.barh(row, last - first + 1, left=first, height=0.8, align="center", color="#D9D9D9")

@@ -10,10 +10,12 @@ Beside them, for GPUs alone: `dense`, products of a few rows, and `decode`, one 
 """
 
 from hyena_kernels.fir_conv import fir_conv
-from hyena_kernels.hyena import CoreState, hyena_li, hyena_mr, hyena_se
+from hyena_kernels.hyena import hyena_li, hyena_mr, hyena_se
+from hyena_kernels.hyena.reference import CoreState
 from hyena_kernels.modal_conv import modal_conv
 from hyena_kernels.short_conv import short_conv
-from hyena_kernels.swr import SWRState, swr
+from hyena_kernels.swr import swr
+from hyena_kernels.swr.state import SWRState
 
 __all__ = [
     "CoreState",

@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,7 +135,7 @@ def files_of_at_most(nbytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-WRITERS = {
+WRITERS: dict[str, tuple[list[Any], str]] = {
     **{
         f"score-variants to {name}": (["score-variants", "in.vcf", "-f", "ref.fa", "--window", 16], name)
         for name in SCORED

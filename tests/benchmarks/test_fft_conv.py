@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from fft_conv import fft_conv, good_size
 
-from benchmarks.fft_conv import fft_conv, good_size
 from hyena_kernels.fir_conv import reference
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gpu_offsets
+import gpu_report
+import gpu_tests
 import pytest
+import results
 import torch
-
-from benchmarks import gpu_offsets, gpu_report, gpu_tests, results
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +45,7 @@ def bare(tmp_path) -> dict[str, str]:
 
 def proof(environment: dict[str, str], *arguments: str) -> tuple[str, list[results.Row]]:
     """What a stage printed, and its rows."""
-    command = [ROOT / "benchmarks/gpu_proof.sh", *arguments]
+    command = [str(ROOT / "benchmarks/gpu_proof.sh"), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout, results.read(Path(environment["OUT"]) / f"{arguments[-1]}.jsonl")

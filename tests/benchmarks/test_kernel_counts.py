@@ -4,8 +4,9 @@ import pytest
 
 pytest.importorskip("triton")
 
-from benchmarks import kernel_counts
-from benchmarks.kernel_counts import GPUS, Work, instructions, main_loop, table, turn_of
+import kernel_counts
+from kernel_counts import GPUS, Work, instructions, main_loop, table, turn_of
+
 from hyena_kernels import dispatch
 from hyena_kernels.ahead_of_time import MULTIPROCESSORS
 

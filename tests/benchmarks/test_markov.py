@@ -5,12 +5,11 @@ import json
 import math
 from collections import Counter
 
+import markov
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from benchmarks import markov
 
 K = 4
 dna = st.text("ACGT", min_size=K + 1, max_size=60)

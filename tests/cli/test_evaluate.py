@@ -1,6 +1,7 @@
 """`evo2 evaluate`: bits as training validates, and a needle's recall measured on models that recall or cannot."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,8 @@ class Copier(torch.nn.Module):
 def test_recall_ends_where_the_models_memory_does(monkeypatch):
     monkeypatch.setattr(stream, "chunk_length", lambda model, rows: 100)
     # 64 bases of needle lie before the distance starts to count
-    near, far = needle.recall(Copier(500), [300, 700], trials=4)
+    copier: Any = Copier(500)
+    near, far = needle.recall(copier, [300, 700], trials=4)
     assert (near.right, near.control_right) == (1.0, pytest.approx(0.25, abs=0.15))
     assert near.bits < 1e-3
     assert near.control_bits == pytest.approx(9)

@@ -119,7 +119,7 @@ def test_memory_counts_weights_moments_and_what_autograd_keeps():
     assert decode(model, torch.zeros(1, 40, dtype=torch.long))[1] == model.initial_state(1).nbytes()
 
 
-def test_a_learner_follows_its_schedule_and_clips_to_the_euclidean_norm():
+def test_a_learner_follows_its_schedule_and_clips_to_the_euclidean_norm(monkeypatch):
     """A warm-up over a tenth of the steps, then a cosine to a tenth of the rate."""
     recipe = Recipe(20, 1, 1e-2, 0, clip=0.5)
     model = torch.nn.Linear(2, 1, bias=False)
@@ -130,7 +130,7 @@ def test_a_learner_follows_its_schedule_and_clips_to_the_euclidean_norm():
         rates.append(learner.optimizer.param_groups[0]["lr"])
         gradients.append(model.weight.grad.flatten().tolist())
 
-    learner.optimizer.step = take
+    monkeypatch.setattr(learner.optimizer, "step", take)
     assert len(list(learner.all_steps())) == 20
     assert rates[:3] == pytest.approx([5e-3, 1e-2, 1e-2])
     assert rates[11] == pytest.approx(5.5e-3)
@@ -150,7 +150,11 @@ def test_costs_are_medians_of_rounds_in_which_models_take_turns(monkeypatch):
     config = Config(layout="S", d_model=16, n_heads=1, d_mlp=16, se_groups=2, mr_groups=2)
     models = [prepare_for_training(new_model(config, seed)) for seed in (0, 1)]
     ids = torch.zeros(1, 8, dtype=torch.long)
-    learners = [Learner(m, Recipe(1, 3, 1e-3, 0), lambda step, m=m: m(ids).logsumexp(-1).mean()) for m in models]
+
+    def learner_of(model):
+        return Learner(model, Recipe(1, 3, 1e-3, 0), lambda step: model(ids).logsumexp(-1).mean())
+
+    learners = [learner_of(m) for m in models]
     steps = {0: [2.0, 9.0, 2.0, 1.0, 2.0], 1: [4.0, 4.0, 4.0, 90.0, 3.0]}  # seconds, by round
     decoded = {0: [64.0] * 5, 1: [128.0, 128.0, 1.0, 128.0, 999.0]}
     order, prompts = [], []

@@ -14,6 +14,7 @@ from evo2cli.measure import memory
 from evo2cli.models import hub
 from evo2cli.models import open as models
 from stripedhyena2 import PRESETS, Config, ModelError, load_model, preset, save_model
+from stripedhyena2.checkpoints.checkpoint import keep
 from stripedhyena2.initialization import new_model
 from stripedhyena2.layers.int8 import Int8Linear, quantize
 
@@ -89,7 +90,7 @@ def test_a_model_without_a_token_for_every_byte_is_not_opened(tmp_path):
 @pytest.mark.parametrize(("dtype", "int8"), [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)])
 @torch.inference_mode()
 def test_the_memory_told_is_the_memory_used(dtype, int8):
-    loaded = load_model(PT, config=YML, dtype=dtype, **({"replace": quantize} if int8 else {}))
+    loaded = load_model(PT, config=YML, dtype=dtype, replace=quantize if int8 else keep)
     told = memory.needed(loaded.config, dtype, batch=3, length=70, chunk=70, int8=int8)
     held = sum(t.nbytes for t in [*loaded.parameters(), *loaded.buffers()])
     scales = sum(m.scale.nbytes for m in loaded.modules() if isinstance(m, Int8Linear))

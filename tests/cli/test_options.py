@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import typer
@@ -13,10 +14,10 @@ from evo2cli.cli.options import PANELS, ModelOptions
 from evo2cli.training.settings import Settings
 from evo2cli.variants.options import ScoringOptions
 
-GROUP = typer.main.get_command(app)
+GROUP: Any = typer.main.get_command(app)
 COMMANDS = {
     f"{name} {sub}".strip(): getattr(command, "commands", {"": command})[sub]
-    for name, command in GROUP.commands.items()  # type: ignore[attr-defined]
+    for name, command in GROUP.commands.items()
     for sub in getattr(command, "commands", {"": command})
 }
 RENAMED = {"--out", "--seq-len", "--precision", "--init-config", "--batch", "--dtype-out", "--most"}

@@ -1,5 +1,7 @@
 """Models with Phalanx layers generate and embed like any other."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from evo2cli.inference.sampling import Sampler
 from stripedhyena2 import Config
 from stripedhyena2.initialization import new_model
 
-SHAPE = {"d_model": 32, "n_heads": 2, "se_groups": 4, "mr_groups": 4}
+SHAPE: dict[str, Any] = {"d_model": 32, "n_heads": 2, "se_groups": 4, "mr_groups": 4}
 
 
 @pytest.fixture(scope="module", params=[Config("PS*P", d_mlp=48, **SHAPE), Config("PSDS", d_mlp=0, **SHAPE)])

@@ -4,6 +4,7 @@ import gzip
 import os
 import random
 import re
+from typing import Any
 
 import pandas as pd
 import pysam
@@ -87,7 +88,7 @@ def test_nothing_but_info_changes(evo2, vcf, fasta):
 def test_the_values_are_those_of_the_python_interface(evo2, vcf, fasta, model):
     result = evo2("score-variants", vcf, "-f", fasta, "--window", 20, "--reduce", "sum", "--strand", "-")
     variants = [Variant(contig, pos - 1, ref, tuple(alt.split(","))) for contig, pos, ref, alt, _ in RECORDS]
-    options = {"window": 20, "reduce": "sum", "strand": "-"}
+    options: dict[str, Any] = {"window": 20, "reduce": "sum", "strand": "-"}
     scores = [score for _, score in score_variants(variants, open_reference(str(fasta)), model, **options)]
     for columns, score in zip(result.records, scores, strict=True):
         fields = dict(field.split("=") for field in columns[7].split(";"))

@@ -50,7 +50,7 @@ def fasta(tmp_path):
 
 
 def settings_for(path, **changes):
-    values = {
+    values: dict[str, Any] = {
         "fasta": [str(path)], "valid": [str(path.with_name("valid.fa"))], "config": TINY.to_dict(), "preset": "tiny",
         "steps": 6, "batch_size": 2, "seq_len": 64, "lr": 1e-2, "warmup": 2, "schedule": "cosine",
         "final_fraction": 0.1, "decay_steps": 2, "weight_decay": 0.1, "clip": 1.0, "seed": 3, "valid_every": 3,
@@ -152,7 +152,7 @@ def test_muon_equals_the_one_of_torch():
     g = torch.Generator().manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(s, generator=g)) for s in shapes]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    torch_muon: Any = torch.optim.Muon  # type: ignore[attr-defined]
+    torch_muon: Any = torch.optim.Muon
     both = Muon(ours, lr=0.02), torch_muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
         for a, b in zip(ours, theirs, strict=True):

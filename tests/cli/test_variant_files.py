@@ -107,7 +107,7 @@ def test_tables_have_a_row_for_every_alt(evo2, tmp_path, fasta, name, kind):
     assert evo2("score-variants", tmp_path / "in.vcf", "-f", fasta, "-o", out).code == 0
     if kind == "tsv":
         table = pd.read_csv(out, sep="\t", skiprows=1, keep_default_na=False, quoting=3)
-        table.EVO2_DELTA = [None if text == "NA" else float(text) for text in table.EVO2_DELTA]
+        table["EVO2_DELTA"] = [None if text == "NA" else float(text) for text in table.EVO2_DELTA]
     elif kind == "jsonl":
         table = pd.DataFrame([json.loads(line) for line in out.read_text().splitlines()])
     else:

@@ -54,10 +54,9 @@ def call(operators, op, split, filters, before):
         state = AttentionState.of(before["past"]) if before else None
         return operators.attention(split["q"], split["kv"], state)
     if op == "swr":
-        state = RecurrentState({**before, "done": torch.tensor([3, 14])}) if before else None
-        return operators.swr(split["a"], split["u"], state)
-    state = RecurrentState(before) if before else None
-    return getattr(operators, f"hyena_{op}")(split["u"], **filters, state=state)
+        so_far = RecurrentState({**before, "done": torch.tensor([3, 14])}) if before else None
+        return operators.swr(split["a"], split["u"], so_far)
+    return getattr(operators, f"hyena_{op}")(split["u"], **filters, state=RecurrentState(before) if before else None)
 
 
 def with_gradients(operators, op, split, filters, before, weight):

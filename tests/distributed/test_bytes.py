@@ -1,10 +1,10 @@
 """What travels is what the documented formulas say, and for Hyena-LI's states it does not grow with the sequence."""
 
+import context_parallel_cost as cost
 import pytest
 import torch
 from cases import CASES, HEADS, MODES, SHARD, TAPS, B, D, arguments, call, strategies_of
 
-from benchmarks import context_parallel_cost as cost
 from stripedhyena2.parallel import KINDS, Layout, SplitOperators
 from stripedhyena2.parallel.comm import Communicator
 from stripedhyena2.parallel.shards import Shards

@@ -129,12 +129,9 @@ def test_what_does_not_divide_is_said_before_anything_runs(processes, fields, st
 
 
 def refused_without_reach(config):
-    reach = HyenaSE.reach
-    HyenaSE.reach = Mixer.reach
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HyenaSE, "reach", Mixer.reach)
         return refused(None, config)
-    finally:
-        HyenaSE.reach = reach
 
 
 def test_a_mixer_that_does_not_say_how_far_it_reaches_is_not_split(processes):

@@ -142,7 +142,7 @@ def test_several_devices_are_for_one_process():
 
 COMMANDS = sorted(
     [name, sub] if sub else [name]
-    for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    for name, command in typer.main.get_group(app).commands.items()
     for sub in getattr(command, "commands", [""])
 )
 SHARED = {"score-variants": "records", "train": "records", "score": "sequences", "embed": "sequences"}
@@ -206,7 +206,7 @@ DYING = """
 import datetime, os, signal, sys
 import torch, torch.distributed as dist
 from evo2cli import distributed
-from evo2cli.cli.app import _report
+from evo2cli.cli.app import report
 distributed.GRACE = datetime.timedelta(seconds=3)
 try:
     here = distributed.World.here()
@@ -218,7 +218,7 @@ try:
         for _ in range(3):
             dist.all_reduce(x)
 except Exception as error:
-    sys.exit(_report(error))
+    sys.exit(report(error))
 """
 
 

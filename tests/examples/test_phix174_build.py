@@ -3,6 +3,7 @@
 import random
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pysam
@@ -24,14 +25,14 @@ CODON_TABLE = dict(
     )
 )
 GENOME = str(SeqIO.read(FOLDER / "phix174.fa", "fasta").seq)
-GENES = pd.read_csv(FOLDER / "genes.tsv", sep="\t", index_col="gene")
+GENES: Any = pd.read_csv(FOLDER / "genes.tsv", sep="\t", index_col="gene")
 
 
 def all_variants() -> list[tuple]:
     """(position 1-based, ref, alt, gene, label, protein change, overlaps) of every record."""
     with pysam.VariantFile(str(FOLDER / "variants.vcf")) as records:
         return [
-            (r.pos, r.ref, r.alts[0], r.info["GENE"], r.info["CSQ"], r.info["HGVSP"], r.info.get("OVERLAP", ()))
+            (r.pos, r.ref, (r.alts or ())[0], r.info["GENE"], r.info["CSQ"], r.info["HGVSP"], r.info.get("OVERLAP", ()))
             for r in records
         ]
 
@@ -79,7 +80,7 @@ def expected_label(gene: str, position: int, ref: str, alt: str) -> str:
 def gene_object(name: str) -> build.Gene:
     row, first, end = GENES.loc[name], bases_of(name)[0], bases_of(name)[-1] + 1
     if first < end:
-        location = SimpleLocation(first, end, 1)
+        location: build.Location = SimpleLocation(first, end, 1)
     else:
         location = CompoundLocation([SimpleLocation(first, len(GENOME), 1), SimpleLocation(0, end, 1)])
     coding = "".join(GENOME[i] for i in bases_of(name))

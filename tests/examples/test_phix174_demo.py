@@ -1,6 +1,7 @@
 """The demo's numbers: what is read from a scored VCF, the AUROC, the summary, and that the picture is drawn."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,7 +62,7 @@ def test_summary_counts_averages_and_ranks_each_class():
             "delta": [0.0, -1.0, -2.0, -3.0, -1.5, 0.0],
         }
     )
-    summary = demo.summarise(scores)
+    summary: Any = demo.summarise(scores)
     assert list(summary.index) == ["synonymous", "missense", "nonsense"]
     assert summary.loc["nonsense"].to_list() == pytest.approx([2, -2.25, -2.25, 5 / 6])
     assert summary.loc["synonymous"].to_list() == pytest.approx([3, -1, -1, 0.5])

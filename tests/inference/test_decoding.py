@@ -1,6 +1,7 @@
 """Decoding at fixed addresses, as under a CUDA graph: the same logits as from state to state, whatever the rows do."""
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ LAYOUTS = ["SDH*", "*P*PS"]
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def model(request):
-    shape = {"d_model": 32, "n_heads": 4, "d_mlp": 48, "se_groups": 4, "mr_groups": 8}
+    shape: dict[str, Any] = {"d_model": 32, "n_heads": 4, "d_mlp": 48, "se_groups": 4, "mr_groups": 8}
     model = new_model(Config(layout=request.param, **shape), seed=0).eval().double()
     with torch.no_grad():  # filters as strong as a trained model's, so that a lost state would show
         for name, p in model.named_parameters():
@@ -116,7 +117,8 @@ def test_a_decoder_gives_the_same_with_graphs_and_when_their_room_ends(model, un
 
 
 def test_samples_are_the_same_where_rows_come_and_go(model):
-    prompts, options = [b"ACGT", b"GATTACA" * 9, b"T"], {"sampler": Sampler(alphabet=b"ACGT"), "stop": [b"GC"]}
+    prompts = [b"ACGT", b"GATTACA" * 9, b"T"]
+    options: dict[str, Any] = {"sampler": Sampler(alphabet=b"ACGT"), "stop": [b"GC"]}
 
     def samples():
         return [bytes(s.tokens) for s in generate(model, prompts, 60, num_samples=4, batch_size=3, seed=3, **options)]
@@ -137,7 +139,7 @@ def test_a_graph_that_fails_or_lies_is_left_with_a_warning(model, unequal, caplo
     def broken(step):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    record = {"cannot": broken, "wrong": Replayed(off=1.0), "nan": Replayed(off=float("nan"))}[what]
+    record: Any = {"cannot": broken, "wrong": Replayed(off=1.0), "nan": Replayed(off=float("nan"))}[what]
     ids = tokens(3, 30)
     wanted, _ = expected(model, unequal.clone(), ids)
     decoder = Decoder(model, record)

@@ -13,6 +13,7 @@ from evo2cli.inference.requests import Sample
 from evo2cli.inference.sampling import Sampler, prompt_key, uniform
 from stripedhyena2 import Config
 from stripedhyena2.initialization import new_model
+from stripedhyena2.model import HyenaLI
 
 CONFIG = Config(layout="SDH*", d_model=32, n_heads=4, d_mlp=48, se_groups=4, mr_groups=8)
 PROMPTS = [b"ACGT", b"GATTACA" * 30, b"T", b"ACGT"]
@@ -27,7 +28,7 @@ def model():
         for p in model.parameters():
             p.normal_(0, 0.3, generator=torch.Generator().manual_seed(p.numel())).clamp_(-1, 1)
         for block in model.blocks:
-            if hasattr(block.mixer, "log_poles"):
+            if isinstance(block.mixer, HyenaLI):
                 block.mixer.log_poles.abs_().neg_()
     return model
 

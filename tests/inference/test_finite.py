@@ -26,7 +26,7 @@ def broken(request, tmp_path_factory):
                 w.fill_(1e30)
             says = "output is NaN or infinite, first in layer blocks.2.mlp.w3, computed in float32"
         else:
-            model.blocks[1].mixer.in_proj.weight[3, 4] = float(request.param)
+            model.get_parameter("blocks.1.mixer.in_proj.weight")[3, 4] = float(request.param)
             says = "weights hold NaN or infinity, first in layer blocks.1.mixer.in_proj (blocks.1.mixer.in_proj.weight)"
     save_model(model, path)
     return path, says

@@ -1,5 +1,7 @@
 """A sequence fed in pieces says what it says whole, and its log-likelihood is the sum of its tokens' log p."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -79,7 +81,7 @@ def test_log_likelihoods_are_added_up_in_float64():
         def extend(self, ids, state):
             return logits, None
 
-    model = Model(1, 1)
+    model: Any = Model(1, 1)
     one = log_p(logits[0, :1], torch.tensor([65])).double().item()
     (total,) = follow(model, no_context(model, 1), [b"A" * n]).tolist()
     assert total == pytest.approx((n - 1) * one, rel=1e-12)

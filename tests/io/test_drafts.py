@@ -3,6 +3,7 @@ import gzip
 import itertools
 import os
 import sys
+from typing import NoReturn
 
 import pytest
 
@@ -163,11 +164,11 @@ def compressed(text, file) -> None:
     file.write_bytes(gzip.compress(text.read_bytes(), mtime=0))
 
 
-def die(status: int) -> None:
+def die(status: int) -> NoReturn:
     os._exit(status)
 
 
-def fail(status: int) -> None:
+def fail(status: int) -> NoReturn:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
@@ -183,7 +184,13 @@ def run_and_end_at(call: int, how, target, make) -> int:
             how(9)
 
     sync = os.fsync
-    os.fsync = lambda descriptor: (count(), sync(descriptor), count())
+
+    def counted(fd) -> None:
+        count()
+        sync(fd)
+        count()
+
+    os.fsync = counted
     sys.addaudithook(lambda event, _: count() if event in ("open", "os.rename", "os.remove", "os.chmod") else None)
     try:
         run(target, make)

@@ -26,7 +26,7 @@ def write(path, data: bytes) -> str:
 
 
 def bgzip(path, data: bytes) -> str:
-    with pysam.BGZFile(str(path), "wb") as file:
+    with pysam.BGZFile(str(path), "wb", None) as file:
         file.write(data)
     return str(path)
 

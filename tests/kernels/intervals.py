@@ -87,10 +87,10 @@ def overflows(launch: Launch) -> list[str]:
             continue
         operands = OPERAND.findall(right)
         if operation == "arith.constant":
-            value = int(re.search(r"(-?\d+)", right.removeprefix("arith.constant dense<"))[1])
+            value = int(re.findall(r"-?\d+", right.removeprefix("arith.constant dense<"))[0])
             known[name] = value, value
         elif operation == "tt.make_range":
-            end, start = (int(re.search(rf"{word} = (\d+)", right)[1]) for word in ("end", "start"))
+            end, start = (int(re.findall(rf"{word} = (\d+)", right)[0]) for word in ("end", "start"))
             known[name] = start, end - 1
         elif operation in ("tt.get_program_id", "tt.get_num_programs"):
             extent = (*launch.grid, 1, 1)["xyz".index(right.split()[1])]

@@ -58,8 +58,8 @@ def launch_fused(D, G, dtype, with_state, K=128):
     fused.backward(u, w, None, h, skip, state, meta(B, L, D, dtype=dtype), conv_state if with_state else None)
 
 
-def launch_se_backward(*args):
-    launch_fused(*args, K=7)
+def launch_se_backward(D, G, dtype, with_state):
+    launch_fused(D, G, dtype, with_state, K=7)
 
 
 def launch_steps(D, G, dtype, with_state):

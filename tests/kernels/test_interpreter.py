@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the tests run
 
 def run(path: Path, marks: str) -> None:
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-x", "--no-header", "-p", "no:cacheprovider", "-m", marks, path]
+    command = [sys.executable, "-m", "pytest", "-x", "--no-header", "-p", "no:cacheprovider", "-m", marks, str(path)]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-10000:] + done.stderr[-2000:]
     assert "passed" in done.stdout, done.stdout[-2000:]

@@ -70,7 +70,7 @@ def test_swr_equals_reference(L, indices, dtype):
     a, u = inputs(3, L, 2, dtype)
     state = None if indices is None else state_at(indices, 2, torch.promote_types(dtype, torch.float32))
     y, after = swr(a, u, state)
-    exact = None if state is None else SWRState(*(t.double() for t in state[:3]), state.done)
+    exact = None if state is None else SWRState._make([*map(torch.Tensor.double, state[:3]), state.done])
     y_ref, after_ref = reference.swr(a.double(), u.double(), exact)
     assert y.dtype == dtype
     assert relative_error(y, y_ref) < TOLERANCE[dtype]
@@ -132,7 +132,7 @@ def test_gradients(L, indices):
     leaves = [t.requires_grad_() for t in (a, u, *(() if indices is None else state_at(indices, 2)[:3]))]
 
     def run(a, u, *state):
-        y, after = swr(a, u, SWRState(*state, torch.tensor(indices)) if state else None)
+        y, after = swr(a, u, SWRState(state[0], state[1], state[2], torch.tensor(indices)) if state else None)
         return y, *after[:3]
 
     assert torch.autograd.gradcheck(run, leaves)

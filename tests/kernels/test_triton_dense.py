@@ -3,6 +3,8 @@
 On a GPU this file runs as it is; without one `test_interpreter.py` runs it in Triton's interpreter.
 """
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -64,7 +66,8 @@ def test_a_layer_with_its_norm_its_bias_and_the_residual(rows, dtype):
 @pytest.mark.parametrize("rows", ROWS)
 def test_a_gated_layer(rows, dtype, activation):
     x, w, v = draw(rows, IN, dtype=dtype), draw(OUT, IN, dtype=dtype) / 25, draw(OUT, IN, dtype=dtype)
-    norm, act = Norm(draw(IN, dtype=dtype), 1e-6), {"gelu": F.gelu, "silu": F.silu}.get(activation, lambda g: g)
+    norm = Norm(draw(IN, dtype=dtype), 1e-6)
+    act: Any = {"gelu": F.gelu, "silu": F.silu}.get(activation, lambda g: g)
     expected = act(linear(normed(x, norm), w)) * linear(normed(x, norm), v)
     assert_near(product(x, Weight(w), second=Weight(v), activation=activation, norm=norm), expected)
 

@@ -4,6 +4,7 @@ On a GPU these tests run as they are; without one `test_interpreter.py` runs thi
 """
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -67,8 +68,12 @@ def leaf(x, dtype):
 
 def compare(fast, exact, inputs, dtype):
     """Outputs and gradients of `fast` in `dtype` and `exact` in float64, at the same inputs and output gradients."""
-    given = {name: leaf(x, dtype if name in ("x", "state", "past") else torch.float32) for name, x in inputs.items()}
-    truth = {name: None if x is None else x.detach().double().requires_grad_() for name, x in given.items()}
+    given: dict[str, Any] = {
+        name: leaf(x, dtype if name in ("x", "state", "past") else torch.float32) for name, x in inputs.items()
+    }
+    truth: dict[str, Any] = {
+        name: None if x is None else x.detach().double().requires_grad_() for name, x in given.items()
+    }
     outputs, expected = fast(**given), exact(**truth)
     for y, ref in zip(outputs, expected, strict=True):
         assert y.shape == ref.shape

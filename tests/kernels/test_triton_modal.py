@@ -3,6 +3,8 @@
 Numbers are compared on a GPU, or in Triton's interpreter where it runs (`test_interpreter.py` starts it).
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -92,9 +94,10 @@ def compare(given, tolerance, *, gradients=True):
         assert relative_error(a, b) < tolerance
     if gradients:
         incoming = [torch.randn_like(a) for a, _ in pairs]
-        names = [name for name, x in fast.items() if x is not None]
-        got = torch.autograd.grad([a for a, _ in pairs], [fast[n] for n in names], incoming)
-        wanted = torch.autograd.grad([b for _, b in pairs], [exact[n] for n in names], [g.double() for g in incoming])
+        names = [name for name, x in given.items() if x is not None]
+        fast_inputs, exact_inputs = ([x for x in inputs.values() if x is not None] for inputs in (fast, exact))
+        got = torch.autograd.grad([a for a, _ in pairs], fast_inputs, incoming)
+        wanted = torch.autograd.grad([b for _, b in pairs], exact_inputs, [g.double() for g in incoming])
         for name, a, b in zip(names, got, wanted, strict=True):
             assert a.dtype == given[name].dtype, name
             assert relative_error(a, b) < tolerance, name
@@ -234,10 +237,11 @@ def test_the_final_state_may_be_all_that_is_used():
 def test_operators_are_registered_as_torch_compile_wants_them():
     given = arguments(1, 18, 2, 2, torch.float32, gated=True)
     order = ("x", "log_poles", "residues", "skip", "state", "w", "bias", "past")
-    arrays = [given[name].requires_grad_() for name in order]
+    arrays: list[Any] = [given[name].requires_grad_() for name in order]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    opcheck(autograd.modal_scan, arrays, test_utils=checks)
-    opcheck(autograd.modal_step, [given["x"][:, :1].detach(), *(x.detach() for x in arrays[1:])], test_utils=checks)
+    opcheck(autograd.modal_scan, tuple(arrays), test_utils=checks)
+    one_token = given["x"][:, :1].detach(), *(x.detach() for x in arrays[1:])
+    opcheck(autograd.modal_step, one_token, test_utils=checks)
 
 
 @compiles
@@ -260,7 +264,7 @@ def test_compiles_without_spills(D, gated, extras, dtype, capability, record_pro
 
     width, new = 3 * D if gated else D, torch.empty
     with torch.device("meta"), compiled_for(capability) as kernels:
-        filters = [new(D, 16), new(D, 16), new(D), new(1, D, 16) if extras else None, None, None, None]
+        filters: list[Any] = [new(D, 16), new(D, 16), new(D), new(1, D, 16) if extras else None, None, None, None]
         if gated:
             filters[4:] = new(width, 3), *(x if extras else None for x in (new(width), new(1, 2, width, dtype=dtype)))
         x = new(1, 8192, width, dtype=dtype)

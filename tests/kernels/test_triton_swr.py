@@ -59,7 +59,9 @@ def arguments(L, heads, dtype, places):
 
 def run(operator, given, places):
     a, u, *state = given.values()
-    y, after = operator(a, u, SWRState(*state, torch.tensor(places, device=u.device)) if state else None)
+    y, after = operator(
+        a, u, SWRState(state[0], state[1], state[2], torch.tensor(places, device=u.device)) if state else None
+    )
     return (y, *after[:3]), after.done
 
 
@@ -74,8 +76,8 @@ def compare(given, places, tolerance, *, final=True):
     # at a block's start value and product are constants
     used = [i for i in range(4 if final else 1) if wanted[i].requires_grad]
     incoming = [torch.randn_like(got[i]) for i in used]
-    grads = torch.autograd.grad([got[i] for i in used], fast.values(), incoming)
-    exact_grads = torch.autograd.grad([wanted[i] for i in used], exact.values(), [g.double() for g in incoming])
+    grads = torch.autograd.grad([got[i] for i in used], list(fast.values()), incoming)
+    exact_grads = torch.autograd.grad([wanted[i] for i in used], list(exact.values()), [g.double() for g in incoming])
     for name, a, b in zip(given, grads, exact_grads, strict=True):
         assert a.dtype == given[name].dtype, name
         assert relative_error(a, b) < tolerance, name
@@ -114,11 +116,13 @@ def test_pieces_equal_the_whole():
     torch.manual_seed(0)
     a, u = arguments(60, 2, torch.float32, None).values()
     whole, final = autograd.swr(a, u, None)
-    state, pieces = None, []
+    state: SWRState | None = None
+    pieces = []
     for a_piece, u_piece in zip(a.split([1, 1, 20, 16, 22], 1), u.split([1, 1, 20, 16, 22], 1), strict=True):
         y, state = autograd.swr(a_piece, u_piece, state)
         pieces.append(y)
     assert relative_error(torch.cat(pieces, 1), whole.double()) < 1e-6
+    assert state is not None
     for part, expected in zip(state, final, strict=True):
         torch.testing.assert_close(part, expected, rtol=1e-5, atol=1e-6)
 
@@ -161,9 +165,10 @@ def test_layouts_and_no_rows():
 
 @runs
 def test_registered_as_torch_compile_wants_it():
-    *tensors, done = *arguments(18, 2, torch.float32, [5, 0]).values(), torch.tensor([5, 0], device=DEVICE)
+    tensors = [t.requires_grad_() for t in arguments(18, 2, torch.float32, [5, 0]).values()]
+    done = torch.tensor([5, 0], device=DEVICE)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    opcheck(autograd._operator, [*(t.requires_grad_() for t in tensors), done], test_utils=checks)
+    opcheck(autograd._operator, (*tensors, done), test_utils=checks)
 
 
 @compiles

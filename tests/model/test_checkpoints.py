@@ -45,6 +45,7 @@ def test_native_round_trip(model, tmp_path):
     assert same(model, again)
     about = native.read_about(tmp_path / "m")
     assert about.notes == {"step": 7}
+    assert about.sha256 is not None
     assert about.sha256["norm.scale"] == native.tensor_checksum(model.norm.scale)
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 

@@ -1,15 +1,17 @@
 """FLOPs of every operator, counted by hand for small layers: a multiply-add is two."""
 
+from typing import Any
+
 import pytest
 
 from stripedhyena2 import Config
 from stripedhyena2.model import flops_per_token, training_flops
 
 D = 32
-SHAPE = {"d_model": D, "n_heads": 4, "d_mlp": 48, "se_groups": 4, "mr_groups": 8, "vocab_size": 512}
+SHAPE: dict[str, Any] = {"d_model": D, "n_heads": 4, "d_mlp": 48, "se_groups": 4, "mr_groups": 8, "vocab_size": 512}
 TWO_GATES = 2 * D
 SKIP = 2 * D  # a multiply-add a channel
-BY_LAYER = {
+BY_LAYER: dict[str, dict[str, float]] = {
     "S": {"hyena_se": 2 * 7 * D + TWO_GATES, "featurizer": 2 * 3 * 3 * D, "projections": 2 * D * 4 * D},
     "D": {"hyena_mr": 2 * 128 * D + SKIP + TWO_GATES, "featurizer": 2 * 3 * 3 * D, "projections": 2 * D * 4 * D},
     "H": {"hyena_li": 2 * 2 * 16 * D + SKIP + TWO_GATES, "featurizer": 2 * 3 * 3 * D, "projections": 2 * D * 4 * D},

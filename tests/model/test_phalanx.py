@@ -1,6 +1,7 @@
 """Phalanx layers: the published values, and everything that the other layers can do."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from stripedhyena2.initialization import new_model, prepare_for_training
 from stripedhyena2.model import Phalanx
 
 VALUES = Path(__file__).parents[1] / "conformance/data/phalanx-layer-d64.safetensors"
-SHAPE = {"d_model": 64, "n_heads": 4, "d_mlp": 48, "se_groups": 4, "mr_groups": 8}
+SHAPE: dict[str, Any] = {"d_model": 64, "n_heads": 4, "d_mlp": 48, "se_groups": 4, "mr_groups": 8}
 CONFIG = Config(layout="PS*P", phalanx_kv_heads=2, **SHAPE)
 PARTS = {"decay": "a", "in_gate": "b", "out_gate": "c", "value": "v"}
 
@@ -115,7 +116,7 @@ def test_gradients_flow_through_states(model):
     ids, grads = ids_of(60), []
     for split in ([60], [25, 35]):
         model.zero_grad()
-        state, total = model.initial_state(2), 0.0
+        state, total = model.initial_state(2), torch.zeros(())
         for piece in ids.split(split, dim=1):
             logits, state = model.extend(piece, state)
             total = total + logits.square().sum()

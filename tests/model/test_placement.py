@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from stripedhyena2 import load_model
 from stripedhyena2.checkpoints import build, open_checkpoint
 from stripedhyena2.parallel.placement import assign_blocks, bring_inputs, connect
+from stripedhyena2.state import AttentionState
 
 DATA = Path(__file__).parents[1] / "conformance" / "data"
 PT, YML = DATA / "evo2-like-d96.pt", DATA / "evo2-like-d96.yml"
@@ -58,7 +59,10 @@ def test_a_state_that_is_in_place_keeps_its_buffer():
         _, state = model.extend(IDS[:, :20], model.initial_state(2))
         _, state = model.extend(IDS[:, 20:21], state)
         _, after = model.extend(IDS[:, 21:22], state)
-    assert after.layers[attention].buffer is state.layers[attention].buffer
+    before, now = state.layers[attention], after.layers[attention]
+    assert isinstance(before, AttentionState)
+    assert isinstance(now, AttentionState)
+    assert now.buffer is before.buffer
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def test_gradients_flow_through_states(model):
     grads = []
     for split in ([60], [25, 35]):
         model.zero_grad()
-        state, total = model.initial_state(2), 0.0
+        state, total = model.initial_state(2), torch.zeros(())
         for piece in ids.split(split, dim=1):
             logits, state = model.extend(piece, state)
             total = total + logits.square().sum()

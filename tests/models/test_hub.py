@@ -60,11 +60,11 @@ def test_a_model_by_name_comes_once_and_then_from_the_cache(serve, files):
     hub = serve(files())
     ids = torch.randint(0, 256, (1, 100))
     expected = load_model(PT, config=YML)(ids)
-    assert torch.equal(open_model(NAME, config=YML, device="cpu")(ids), expected)
+    assert torch.equal(open_model(NAME, config=str(YML), device="cpu")(ids), expected)
     assert hub.sent == len(PT.read_bytes())
     hub.status = 500
     before = len(hub.requests)
-    assert torch.equal(open_model(NAME, config=YML, device="cpu")(ids), expected)
+    assert torch.equal(open_model(NAME, config=str(YML), device="cpu")(ids), expected)
     assert len(hub.requests) == before
 
 

@@ -20,7 +20,7 @@ from evo2cli.plotting.points import Points
 from evo2cli.plotting.scene import compose
 
 REFERENCE = Reference("ref.fa", {"c1": 1000, "c2": 500}, lambda contig, start, end: "A" * (end - start))
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 
 
 def record(contig="c1", position=4, ref="A", alt="C", info="."):
@@ -186,7 +186,7 @@ def test_the_page_holds_every_point_and_needs_no_network(plotted):
     assert not re.search(r"(src|href)=|https?://|@import|fetch\(", page.read_text())
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium or Chrome")
 def test_a_browser_draws_the_points(plotted, tmp_path):
     page, shot = plotted("plot.html"), tmp_path / "shot.png"
     # Two runs, because a browser that takes a picture prints no document.

@@ -1,5 +1,7 @@
 """What training tests share: stores of their own, random genomes, and a model that trains in no time."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,7 @@ def settings(fasta):
     """Settings of six steps of the tiny model on `fasta`, with changes."""
 
     def make(**changes):
-        values = {
+        values: dict[str, Any] = {
             "fasta": [str(fasta)], "valid": [], "config": TINY.to_dict(), "preset": "tiny", "steps": 6,
             "batch_size": 4, "seq_len": 64, "lr": 1e-2, "warmup": 2, "schedule": "cosine", "final_fraction": 0.1,
             "decay_steps": 2, "weight_decay": 0.1, "clip": 1.0, "seed": 3, "valid_every": 3, "valid_windows": 4,

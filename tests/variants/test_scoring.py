@@ -1,6 +1,7 @@
 import dataclasses
 import math
 from itertools import accumulate
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -21,7 +22,7 @@ from stripedhyena2.initialization import new_model
 
 REFERENCE = Reference("ref.fa", {"c1": len(CONTIG)}, lambda contig, start, end: CONTIG[start:end])
 COMPLEMENT = dict(zip("ACGT", "TGCA", strict=True))
-MODEL = FakeModel(torch.float64).eval()
+MODEL: Any = FakeModel(torch.float64).eval()
 
 bases = st.text("ACGT", min_size=1, max_size=10)
 
@@ -79,7 +80,13 @@ def reverse_complement(sequence):
     st.integers(1, 200),
 )
 def test_scores_are_what_the_definition_says(records, window, reduce, strand, tile, right_context, batch_tokens):
-    options = {"window": window, "reduce": reduce, "strand": strand, "tile": tile, "right_context": right_context}
+    options: dict[str, Any] = {
+        "window": window,
+        "reduce": reduce,
+        "strand": strand,
+        "tile": tile,
+        "right_context": right_context,
+    }
     scored = list(score_variants(records, REFERENCE, MODEL, batch_tokens=batch_tokens, **options))
     assert [record for record, _ in scored] == records
     for record, score in scored:
@@ -116,7 +123,7 @@ STRIPED = Config("SDH*", d_model=32, n_heads=2, d_mlp=48, se_groups=4, mr_groups
 @given(st.lists(variants(), min_size=1, max_size=3), st.integers(8, 80), st.booleans(), st.integers(0, 90))
 def test_a_striped_hyena_restarted_in_a_tile_scores_what_whole_windows_score(records, window, both, right_context):
     with mock.patch.object(tiles, "_MIN_BLOCK", 8):
-        options = {"window": window, "reduce": "sum", "strand": "both" if both else "-"}
+        options: dict[str, Any] = {"window": window, "reduce": "sum", "strand": "both" if both else "-"}
         options |= {"tile": True, "right_context": right_context}
         for record, score in score_variants(records, REFERENCE, EXACT, batch_tokens=150, **options):
             for alt, alt_ll in zip(record.alts, score.alt_lls, strict=True):
@@ -172,7 +179,7 @@ def test_scores_from_a_group_on_are_the_same_to_the_last_bit(monkeypatch, tile, 
     st.integers(1, 100),
 )
 def test_shared_prefixes_and_batches_change_no_likelihood_and_keep_to_their_size(suffixes, batch_tokens):
-    model = FakeModel(torch.float64).eval()
+    model: Any = FakeModel(torch.float64).eval()
     together = log_likelihoods(model, suffixes, batch_tokens)
     assert all(rows == 1 or rows * length <= batch_tokens for rows, length in model.batches)
     assert together.keys() == {(prefix, suffix) for prefix in suffixes for suffix in suffixes[prefix]}
@@ -256,8 +263,9 @@ def test_out_of_memory_says_what_to_do(device):
 
     from evo2cli.errors import UserError
 
+    model: Any = Full()
     with pytest.raises(UserError, match="a batch of 1 x 3 tokens; use a smaller --batch-tokens or --window"):
-        log_likelihoods(Full(), {b"ACG": [b"T"]}, 8)
+        log_likelihoods(model, {b"ACG": [b"T"]}, 8)
 
 
 def test_a_subclass_of_variant_comes_back_as_it_went_in(model):

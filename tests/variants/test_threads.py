@@ -1,4 +1,5 @@
 import threading
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_ahead_is_no_further_ahead_than_its_depth_and_stops_when_the_loop_does()
         finally:
             ended.set()
 
-    stream = ahead(items(), depth=3)
+    stream: Any = ahead(items(), depth=3)
     assert [next(stream) for _ in range(5)] == [0, 1, 2, 3, 4]
     assert len(made) <= 5 + 3 + 1
     stream.close()
