@@ -46,3 +46,18 @@ def test_lengths_that_do_not_cut_are_refused():
         Layout("zigzag", 2, 0).take(torch.zeros(1, 10))
     with pytest.raises(ValueError, match="unknown layout 'spiral'"):
         Layout("spiral", 2, 0)
+
+
+@pytest.mark.parametrize("rank", [-1, 2])
+def test_a_rank_outside_of_the_group_is_refused(rank):
+    with pytest.raises(ValueError, match=f"rank {rank} is not one of 2"):
+        Layout("zigzag", 2, rank)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_padding_lengthens_the_dimension_asked_for(dim):
+    x = torch.ones(3, 3, 3)
+    padded = Layout("zigzag", 2, 0).pad(x, 0.0, dim=dim)
+    assert padded.shape == (*x.shape[:dim], 4, *x.shape[dim + 1 :])
+    assert torch.equal(padded.narrow(dim, 0, 3), x)
+    assert not padded.narrow(dim, 3, 1).any()
