@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,39 @@ def test_files_are_read_and_written_without_the_model():
     found = list(imports("evo2cli", of="io"))
     assert found
     assert not [where for where in found if not where[1].startswith(allowed)]
+
+
+def test_the_root_of_the_command_line_package_holds_only_what_all_of_it_uses():
+    found = {file.stem for file in (ROOT / "evo2cli").glob("*.py")}
+    assert found - {"__init__", "__main__"} == {"api", "errors", "version", "provenance", "distributed", "console"}
+
+
+def at_import_time(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports of a module that run when it is imported: not those in functions, nor those for type checkers."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            yield from (found for part in child.orelse for found in at_import_time(part))
+        elif not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from at_import_time(child)
+
+
+@pytest.mark.parametrize("package", SOURCES)
+def test_no_modules_import_each_other_in_a_circle(package):
+    files = sorted((SOURCES[package] / package).rglob("*.py"))
+    names = {
+        ".".join(f.relative_to(SOURCES[package]).with_suffix("").parts).removesuffix(".__init__"): f for f in files
+    }
+    graph: dict[str, set[str]] = {}
+    for name, file in names.items():
+        imported: set[str] = set()
+        for node in at_import_time(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                within = [f"{node.module}.{alias.name}" for alias in node.names]
+                imported |= {full if full in names else str(node.module) for full in within}
+            else:
+                imported |= {alias.name for alias in node.names}
+        graph[name] = (imported & names.keys()) - {name}
+    assert sum(map(len, graph.values())) > len(names) / 2
+    TopologicalSorter(graph).prepare()
