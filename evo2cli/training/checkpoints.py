@@ -136,7 +136,7 @@ class Checkpoints:
         if entries:
             raise UserError(
                 f"no checkpoint in {self.folder / STEPS} is whole ({', '.join(entries)}); copy the run again, or begin "
-                "a new one elsewhere with -oput"
+                "a new one elsewhere with --output"
             )
         return None
 

@@ -29,10 +29,10 @@ def require_new(folder: Path) -> None:
         UserError: the folder holds something that a run calls by the same name.
     """
     if (folder / RUN).exists():
-        raise UsageError(f"{folder} holds a run; continue it with --resume {folder}, or choose another -oput")
+        raise UsageError(f"{folder} holds a run; continue it with --resume {folder}, or choose another --output")
     for name in (LOG, TROUBLE, STEPS, *LINKS):
         if (folder / name).exists():
-            raise UserError(f"{folder / name} exists, and a run would write there; choose another -oput")
+            raise UserError(f"{folder / name} exists, and a run would write there; choose another --output")
 
 
 class FolderLock:
@@ -54,9 +54,11 @@ class FolderLock:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"another evo2 train runs in {folder}; wait for its end, or choose another -oput") from None
+            raise UserError(
+                f"another evo2 train runs in {folder}; wait for its end, or choose another --output"
+            ) from None
         except OSError as e:
-            raise UserError(f"cannot write to {folder}: {e.strerror}; choose another -oput") from e
+            raise UserError(f"cannot write to {folder}: {e.strerror}; choose another --output") from e
 
     def release(self) -> None:
         self._lock.release()
@@ -68,11 +70,11 @@ def append_log(folder: Path, line: dict[str, Any]) -> None:
 
 
 def truncate_log(folder: Path, step: int) -> None:
-    """Keep of the log the lines up to and with a step: those after it will be written again."""
+    """Keep of the log the lines up to and with a step, and none at step 0: those after it will be written again."""
     if not (folder / LOG).exists():
         return
     lines = (folder / LOG).read_text(errors="replace").splitlines(keepends=True)
-    kept = [line for line in lines if _logged_step(line) <= step]
+    kept = [line for line in lines if step > 0 and _logged_step(line) <= step]
     if kept != lines:
         with replacing(folder / LOG) as temporary:
             temporary.write_text("".join(kept))

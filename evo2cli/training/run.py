@@ -216,6 +216,8 @@ class Run:
         flops = step_flops(self.model, s.seq_len)
         peak = peak_flops(self.device, self.precision) * self.world.size
         seconds, marked, stopped = 0.0, self.step, False
+        if self.valid and self.step == 0:
+            self.validate(s.valid_windows)
         while self.step < end and not stopped:
             began = time.monotonic()
             bits, grad_norm, stopped = self.one_step(bool(signals))

@@ -98,7 +98,7 @@ def test_stopping_and_resuming_is_bit_exact(settings, start, resume, tmp_path, p
 
 def test_best_last_and_the_one_before_are_kept_and_nothing_else(settings, start, tmp_path):
     run = start("run", settings(hold_out=["b"], valid_every=1, save_every=1, steps=4))
-    seen = iter([2.0, 1.0, 3.0, 1.5])
+    seen = iter([0.5, 2.0, 1.0, 3.0, 1.5])  # that of step 0 has no checkpoint
     run.validate = lambda windows: {"held out": next(seen)}
     run.train()
     folder = tmp_path / "run"
@@ -114,7 +114,7 @@ def test_validation_on_held_out_sequences(settings, start, tmp_path, genome):
     run = start("run", settings(hold_out=["b"], steps=3), notes)
     assert "1 sequences and regions held out, 500 bases" in notes
     run.train()
-    (valid,) = logged(tmp_path / "run", "valid")
+    *_, valid = logged(tmp_path / "run", "valid")
     # of the seven whole windows of 64 bases in record b, which is soft-masked, four are asked for
     held = torch.tensor(list(genome(500, 1).encode()))
     windows = torch.stack([held[start : start + 65] for start in (0, 128, 256, 384)])
@@ -124,9 +124,22 @@ def test_validation_on_held_out_sequences(settings, start, tmp_path, genome):
     assert valid == {"held out": pytest.approx(-log2_p.mean().item(), rel=1e-5)}
 
 
+def test_a_run_validates_before_its_first_step_and_once(settings, start, resume, tmp_path):
+    """Also where a run that was killed before its first checkpoint starts again."""
+    run = start("run", settings(hold_out=["b"], steps=3))
+    before = run.validate(run.settings.valid_windows)
+    run.save = lambda: None  # killed
+    run.train(stop_at=1)
+    resume("run").train()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    valid = [(line["step"], line["valid"]) for line in lines if "valid" in line]
+    assert [step for step, _ in valid] == [0, 3]
+    assert valid[0][1] == pytest.approx(before)
+
+
 def test_the_best_validation_outlives_a_resume(settings, start, resume, tmp_path):
     """Validation worse than that of an interrupted run does not replace the best checkpoint; a better one does."""
-    folder, seen = tmp_path / "run", iter([2.0, 1.0, 1.5, 0.5])
+    folder, seen = tmp_path / "run", iter([0.1, 2.0, 1.0, 1.5, 0.5])
 
     def validate(windows):
         return {"held out": next(seen)}
@@ -422,7 +435,8 @@ def test_tensorboard_gets_what_the_log_gets(settings, start, tmp_path):
     run.board = Board()
     run.train()
     assert [run.board.seen["train/bits", step] for step in (1, 2, 3)] == logged(tmp_path / "run")
-    assert run.board.seen["valid/held out", 3] == logged(tmp_path / "run", "valid")[0]["held out"]
+    bits = [run.board.seen["valid/held out", step] for step in (0, 3)]
+    assert bits == [valid["held out"] for valid in logged(tmp_path / "run", "valid")]
 
 
 def test_estimate(settings, fasta, capsys):

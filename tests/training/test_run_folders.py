@@ -25,7 +25,7 @@ def run(settings, start, tmp_path, monkeypatch):
     """The folder of a run with checkpoints after its steps 2 (the best), 3 and 4 (the last)."""
     monkeypatch.chdir(tmp_path)
     begun = start("run", settings(hold_out=["b"], valid_every=1, save_every=1, steps=6))
-    seen = iter([2.0, 1.0, 3.0, 1.5])
+    seen = iter([4.0, 2.0, 1.0, 3.0, 1.5])
     begun.validate = lambda windows: {"held out": next(seen)}
     begun.train(stop_at=4)
     return tmp_path / "run"
@@ -232,7 +232,7 @@ def test_the_log_goes_on_where_the_checkpoint_was_taken(settings, start, resume,
     resume("run").train()
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "bits" in line] == [1, 2, 3, 4, 5, 6]
-    assert [line["step"] for line in lines if "valid" in line] == [3, 6]
+    assert [line["step"] for line in lines if "valid" in line] == [0, 3, 6]
 
 
 @pytest.mark.parametrize("name", ["steps/mine.txt", "log.jsonl", "last/x", "trouble.json", "steps/2/notes.txt"])
@@ -241,7 +241,7 @@ def test_a_new_run_does_not_write_over_what_is_there(fasta, tmp_path, capsys, na
     mine.parent.mkdir(parents=True)
     mine.write_text("precious")
     assert main(["train", "--fasta", str(fasta), "--output", str(tmp_path / "mine"), "--device", "cpu"]) == 1
-    assert "choose another -o" in capsys.readouterr().err
+    assert "choose another --output" in capsys.readouterr().err
     assert mine.read_text() == "precious"
 
 
