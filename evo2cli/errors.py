@@ -1,4 +1,4 @@
-"""What a user can do wrong, as exceptions whose message is one line: what is wrong, then how to mend it."""
+"""What a user can do wrong, as exceptions whose message is one line: what is wrong, then what to do."""
 
 
 class UserError(Exception):

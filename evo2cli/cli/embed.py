@@ -73,11 +73,7 @@ def embed(
     output: Annotated[
         str,
         Option(
-            "-o",
-            "--output",
-            metavar="FILE",
-            help="A .npz, .safetensors, .parquet or .h5 file.",
-            rich_help_panel=OUTPUT,
+            "-o", "--output", metavar="FILE", help="A .npz, .safetensors, .parquet or .h5 file.", rich_help_panel=OUTPUT
         ),
     ],
     options: EmbedOptions,

@@ -62,6 +62,6 @@ def _region(columns: list[str], line: str, reference: Reference, beyond: list[st
         raise UserError(f"{line}: {reference.path} has no contig {columns[0]}; use the FASTA file the BED is for")
     if not start <= end <= reference.lengths[contig]:
         where = f"{columns[0]} has {reference.lengths[contig]:,} bases" if start <= end else "it ends before it starts"
-        raise UserError(f"{line}: region {start}-{end} is not within its contig ({where}); mend the line")
+        raise UserError(f"{line}: region {start}-{end} is not within its contig ({where}); correct the line")
     name = columns[3] if len(columns) > 3 and columns[3] not in ("", ".") else f"{columns[0]}:{start}-{end}"
     return Region(contig, start, end, name, len(columns) > 5 and columns[5] == "-")

@@ -79,8 +79,8 @@ def parse_region(text: str, reference: Reference) -> Region:
         raise UserError(f"region {text}: {reference.path} has no such contig; give it as contig:first-last")
     length = reference.lengths[contig]
     if not first.isdecimal() or not (last.isdecimal() or not last):
-        raise UserError(f"region {text} is not of the form contig:first-last; mend it")
+        raise UserError(f"region {text} is not of the form contig:first-last; correct it")
     start, end = int(first) - 1, int(last) if last else length
     if not 0 <= start < min(end, length):
-        raise UserError(f"region {text} is not within its contig of {length:,} bases, counted from 1; mend it")
+        raise UserError(f"region {text} is not within its contig of {length:,} bases, counted from 1; correct it")
     return Region(contig, start, min(end, length), text, False)

@@ -259,7 +259,7 @@ def _explained(name: str) -> Iterator[None]:
         raise UserError(_disconnected(name, e)) from e
     except OSError as e:
         reason = e.strerror or " ".join(str(e).split())[:200]
-        raise UserError(f"cannot download {name} ({reason}); mend that and pull again, whole files are kept") from e
+        raise UserError(f"cannot download {name} ({reason}); fix that and pull again: complete files are kept") from e
     except UserError:
         raise
     except Exception as e:  # what a server that is not a hub answers makes the library raise anything

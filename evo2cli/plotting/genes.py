@@ -61,12 +61,12 @@ def _gene(text: str, line: str, reference: Reference) -> Gene | None:
     try:
         feature = (pysam.asGTF() if 'gene_id "' in text else pysam.asGFF3())(data, len(data))
     except ValueError:
-        raise UserError(f"{line} is no GFF line; mend it, or give --genes a BED file") from None
+        raise UserError(f"{line} is not a GFF line; correct it, or give --genes a BED file") from None
     contig = reference.resolve(feature.contig)
     if contig is None:
         return None
     if not 0 <= feature.start < feature.end:
-        raise UserError(f"{line} has no start and end; mend it, or give --genes a BED file")
+        raise UserError(f"{line} has no start and end; correct it, or give --genes a BED file")
     return Gene(contig, feature.start, feature.end, _name(feature), feature.strand or ".")
 
 

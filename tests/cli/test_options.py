@@ -1,14 +1,17 @@
 """Options: the same name for the same thing in every command, in a help that shows no type of Python's."""
 
+import ast
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+from evo2cli import cli
 from evo2cli.cli.app import app, main
 from evo2cli.cli.options import PANELS, ModelOptions
 from evo2cli.training.settings import Settings
@@ -152,3 +155,10 @@ def test_a_thread_that_waits_for_input_does_not_abort_the_end():
         process.stdin.flush()
         assert process.wait(timeout=120) == 130
         assert process.stderr.read() == b""
+
+
+def test_every_function_of_the_command_line_is_short_enough_to_see():
+    nodes = [node for file in Path(cli.__path__[0]).glob("*.py") for node in ast.walk(ast.parse(file.read_text()))]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    assert functions
+    assert [f.name for f in functions if (f.end_lineno or 0) - f.lineno >= 60] == []

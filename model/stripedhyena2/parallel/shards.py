@@ -144,12 +144,12 @@ def by_channel(
     width = D // size // pieces
     by_rank = x.unflatten(2, (size, pieces, width))
     first = shards.layout.rank * (D // size)
-    departing = [shards.start_to_channels(by_rank[:, :, :, 0])]
+    in_flight = [shards.start_to_channels(by_rank[:, :, :, 0])]
     returning = []
     for i in range(pieces):
         if i + 1 < pieces:
-            departing.append(shards.start_to_channels(by_rank[:, :, :, i + 1]))
-        whole = shards.finish_to_channels(departing[i])
+            in_flight.append(shards.start_to_channels(by_rank[:, :, :, i + 1]))
+        whole = shards.finish_to_channels(in_flight[i])
         y = operator(whole, slice(first + i * width, first + (i + 1) * width))
         returning.append(shards.start_to_tokens(y))
     return torch.stack([shards.finish_to_tokens(transfer) for transfer in returning], dim=3).flatten(2)
