@@ -11,9 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Option
 
-from evo2cli.cli.options import INPUT, MODEL, OUTPUT, SCORING, Chunk, Fasta, ModelOptions, ParallelOptions
+from evo2cli.cli.options import (
+    INPUT,
+    MODEL,
+    OUTPUT,
+    SCORING,
+    Chunk,
+    Fasta,
+    ModelOptions,
+    Overlap,
+    ParallelOptions,
+    overlap_of,
+)
 from evo2cli.console import log, progress_bar
-from evo2cli.errors import UsageError
 
 if TYPE_CHECKING:
     from evo2cli.inference.embedding import Layer, Rows
@@ -43,13 +53,7 @@ class EmbedOptions:
             show_default="the model's context", rich_help_panel=SCORING,
         ),
     ] = None  # fmt: skip
-    overlap: Annotated[
-        int | None,
-        Option(
-            min=0, help="Bases that a window shares with the one before.", show_default="a quarter of the window",
-            rich_help_panel=SCORING,
-        ),
-    ] = None  # fmt: skip
+    overlap: Overlap = None
     output_dtype: Annotated[
         Literal["float16", "float32", "float64"], Option(help="Precision of the output.", rich_help_panel=OUTPUT)
     ] = "float32"
@@ -62,10 +66,7 @@ class EmbedOptions:
     def windows(self, context: int) -> tuple[int, int]:
         """Window and overlap, for a model of this context; UsageError where the one does not go with the other."""
         window = context if self.window is None else self.window
-        overlap = window // 4 if self.overlap is None else self.overlap
-        if window and overlap >= window:
-            raise UsageError(f"--overlap {overlap} must be less than --window {window}")
-        return window, overlap
+        return window, overlap_of(window, self.overlap)
 
 
 def embed(
@@ -99,9 +100,11 @@ def embed(
     from evo2cli.distributed import World, connected, require_file, written_once
     from evo2cli.inference.embedding import find_layers
     from evo2cli.io.embeddings import check_name, open_embeddings
+    from evo2cli.io.streams import require_input
     from evo2cli.provenance import provenance, source_of
 
     check_name(output)
+    require_input(sequences)
     world = World.here(parallel.cp)
     require_file(world, sequences)
     device = world.device(models.device)

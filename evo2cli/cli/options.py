@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 from evo2cli.console import set_level
 from evo2cli.distributed import Split, World
+from evo2cli.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +29,25 @@ MAX_THREADS = 1024
 
 Strand = Literal["both", "+", "-"]
 
-Fasta = Annotated[str, Argument(metavar="FASTA", help="Sequences; - is standard input.", rich_help_panel=INPUT)]
+Fasta = Annotated[
+    str,
+    Argument(
+        metavar="FASTA", help="Sequences; - is standard input.", default_factory=lambda: "-",
+        show_default="standard input", rich_help_panel=INPUT,
+    ),
+]  # fmt: skip
 Output = Annotated[
     str,
     Option("-o", "--output", metavar="FILE", help="File to write; - is standard output.", rich_help_panel=OUTPUT),
 ]
 Folder = Annotated[Path, Option("-o", "--output", metavar="DIR", help="Folder to write to.", rich_help_panel=OUTPUT)]
+Overlap = Annotated[
+    int | None,
+    Option(
+        min=0, help="Bases that a window shares with the one before.", show_default="a quarter of the window",
+        rich_help_panel=SCORING,
+    ),
+]  # fmt: skip
 Json = Annotated[bool, Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
 ModelConfig = Annotated[
     str | None,
@@ -206,6 +220,17 @@ class ParallelOptions:
     @property
     def split(self) -> Split:
         return Split(self.cp_layout, self.cp_fir, self.cp_li, self.cp_attention)
+
+
+def overlap_of(window: int, overlap: int | None) -> int:
+    """The overlap asked for, or a quarter of the window; UsageError where it is not less than the window.
+
+    A window of 0, which is all of a sequence, has no overlap that matters.
+    """
+    overlap = window // 4 if overlap is None else overlap
+    if window and overlap >= window:
+        raise UsageError(f"--overlap {overlap} must be less than --window {window}")
+    return overlap
 
 
 def set_threads(threads: int | None) -> None:

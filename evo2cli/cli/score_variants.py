@@ -26,11 +26,16 @@ def score_variants(options: ScoringOptions, models: ModelOptions, parallel: Para
     NO_CONTEXT         no other base is read with ALT or REF, or more than nine tenths of the window are N
     NOT_FINITE         the model's output is NaN or infinite (the command then exits with 1)
     """
+    from dataclasses import replace
+
     import pysam
 
     from evo2cli.distributed import World, connected, require_file, sharing_records
+    from evo2cli.io.streams import is_piped
     from evo2cli.variants.run import VariantRun
 
+    if options.variants is None and options.all_snvs is None and is_piped():
+        options = replace(options, variants="-")
     pysam.set_verbosity(0)  # what matters of htslib's messages is said in ours
     world = World.here(parallel.cp)
     require_file(world, options.variants or "")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evo2cli.errors import UserError
 from evo2cli.inference.finite import not_finite
-from evo2cli.inference.stream import as_ids, chunk_length, stream
+from evo2cli.inference.stream import as_ids, chunk_length, stream, windows_of
 from evo2cli.io.tokens import pad
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.checkpoints import vortex
@@ -113,10 +113,7 @@ def embed(
     Args:
         sequences: pairs of what the model reads first in every window (a phylogenetic tag, or nothing), which has no
             values, and the bases.
-        window: where not 0, longer sequences are read in windows of this many bases that begin every window - overlap
-            bases. A base is taken from the first window that has it, which is where the most bases stand before it:
-            all there are in the first window, at least `overlap` in the others.
-        overlap: at least 0, less than the window.
+        window, overlap: as `windows_of`.
         chunk: tokens that are run at once, a piece of a long sequence or several short sequences; None: as many as
             `chunk_length` finds room for.
 
@@ -130,7 +127,7 @@ def embed(
     for batch in _batches(sequences, min(chunk, window or chunk)):
         if len(batch) == 1:
             number, before, tokens = batch[0]
-            for rows in _read(model, before, tokens, layers, window or len(tokens), overlap, chunk):
+            for rows in _read(model, before, tokens, layers, window, overlap, chunk):
                 yield number, rows
         else:
             ids = torch.from_numpy(pad([before + tokens for _, before, tokens in batch]))
@@ -170,9 +167,7 @@ def _read(
     if not tokens:
         yield {layer.name: np.empty((0, layer.width), np.float32) for layer in layers}
         return
-    done = start = 0
-    while done < len(tokens):
-        end = min(start + window, len(tokens))
+    for start, end, done in windows_of(len(tokens), window, overlap):
         read = before + tokens[start:end]
         for positions, values in _along(model, as_ids(read), layers, chunk):
             first, last = (start - len(before) + column for column in (positions.start, positions.stop))
@@ -180,7 +175,6 @@ def _read(
                 rows = {name: v[0, max(done - first, 0) :] for name, v in values.items()}
                 _require_finite(rows, model, read[: positions.stop])
                 yield rows
-        done, start = end, start + window - overlap
 
 
 def _require_finite(rows: Rows, model: StripedHyena2, tokens: bytes) -> None:

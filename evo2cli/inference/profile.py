@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evo2cli.inference.finite import not_finite
-from evo2cli.inference.stream import as_ids, stream
+from evo2cli.inference.stream import as_ids, stream, windows_of
 from evo2cli.io.tokens import PAD, reverse_complement
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.parallel import SplitModel
@@ -39,7 +39,14 @@ class Profile:
 
 
 def profile(
-    model: StripedHyena2, tokens: bytes, strand: str = "+", chunk: int | None = None, *, before: bytes = b""
+    model: StripedHyena2,
+    tokens: bytes,
+    strand: str = "+",
+    chunk: int | None = None,
+    *,
+    before: bytes = b"",
+    window: int = 0,
+    overlap: int = 0,
 ) -> Profile:
     """Read a sequence on strand +, - or both; both is the mean of the two at every base.
 
@@ -48,20 +55,36 @@ def profile(
     unless tokens stand `before` the sequence; `both` gives it the other strand's.
 
     Args:
-        before: what the model reads first, unchanged on either strand, such as a phylogenetic tag. It has no values.
+        before: what the model reads first in every window, unchanged on either strand, such as a phylogenetic tag. It
+            has no values.
+        window, overlap: as `windows_of`, from the end that a strand begins at; with 0, a sequence is read as a whole.
 
     Raises:
         NotFiniteError: the model's output is NaN or infinite.
     """
+
+    def read(bases: bytes) -> Profile:
+        parts = [
+            _tail(_read(model, before, bases[start:end], chunk), new - start)
+            for start, end, new in windows_of(len(bases), window, overlap)
+        ]
+        return Profile(
+            *(np.concatenate(values) for values in zip(*((p.logprobs, p.entropy) for p in parts), strict=True))
+        )
+
     profiles = []
     if strand in ("+", "both"):
-        profiles.append(_read(model, before, tokens, chunk))
+        profiles.append(read(tokens))
     if strand in ("-", "both"):
-        other = _read(model, before, reverse_complement(tokens), chunk)
+        other = read(reverse_complement(tokens))
         profiles.append(Profile(other.logprobs[::-1], other.entropy[::-1]))
     if len(profiles) == 1:
         return profiles[0]
     return Profile(_mean(*(p.logprobs for p in profiles)), _mean(*(p.entropy for p in profiles)))
+
+
+def _tail(p: Profile, first: int) -> Profile:
+    return Profile(p.logprobs[first:], p.entropy[first:])
 
 
 def _mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:

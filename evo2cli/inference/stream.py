@@ -63,6 +63,25 @@ def prefill(
     return model.logits(x[:, -1:])[:, 0], after
 
 
+def windows_of(length: int, window: int, overlap: int) -> Iterator[tuple[int, int, int]]:
+    """The windows [start, end) that a sequence is read in, and the first base that each is the first to have.
+
+    They begin every window - overlap bases; a window of 0 has all of the sequence. A base is taken from the first
+    window that has it, which is where the most bases stand before it: all there are in the first window, at least
+    `overlap` in the others. A sequence of no bases has one window.
+
+    Args:
+        overlap: at least 0, less than the window.
+    """
+    new = start = 0
+    while True:
+        end = min(start + (window or length), length)
+        yield start, end, new
+        if end == length:
+            return
+        new, start = end, start + window - overlap
+
+
 def as_ids(tokens: bytes) -> Tensor:
     """Token ids (1, L) of one sequence, uint8, on the CPU."""
     if not tokens:

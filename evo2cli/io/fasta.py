@@ -43,16 +43,19 @@ def fasta_records(source: Input) -> Iterator[tuple[str, str]]:
     if not found:
         raise UserError(f"{source.name} is not a FASTA file: it does not start with >; give nucleotide FASTA")
     with readable(source.name):
-        for title, sequence in SimpleFastaParser(io.TextIOWrapper(source.stream, encoding="latin-1")):
+        # In latin-1 a byte of a UTF-8 letter could be white space, at which names end.
+        text = io.TextIOWrapper(source.stream, encoding="ascii", errors="surrogateescape")
+        for title, sequence in SimpleFastaParser(text):
             yield _name(title), sequence
 
 
 def _name(title: str) -> str:
     name = title.split(maxsplit=1)[0] if title.strip() else "(unnamed)"
+    as_written = name.encode("ascii", "surrogateescape")
     try:
-        return name.encode("latin-1").decode("utf-8")
+        return as_written.decode("utf-8")
     except UnicodeDecodeError:
-        return name
+        return as_written.decode("latin-1")
 
 
 class Reference:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import BinaryIO, cast
 
 from evo2cli.errors import UsageError, UserError
+from evo2cli.io.atomic import is_stream
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
@@ -85,6 +86,23 @@ def is_bgzf(head: bytes) -> bool:
     return head.startswith(b"\x1f\x8b\x08\x04") and head[12:14] == b"BC"
 
 
+def is_piped() -> bool:
+    """Whether standard input is a pipe, a socket or a file, and not a terminal or the null device."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, AttributeError):  # closed, or replaced by something that is no file
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISREG(mode)
+
+
+def require_input(path: str) -> None:
+    """Raise what opening an Input would, before any work is done: nothing is read."""
+    if path == "-":
+        _require_no_terminal()
+    elif not is_stream(path):  # opening a pipe would end it
+        _open_file(path).close()
+
+
 @contextmanager
 def readable(name: str) -> Iterator[None]:
     """Turn what damaged compressed input raises while it is read into a UserError about `name`."""
@@ -107,8 +125,12 @@ def _open_file(path: str) -> io.BufferedReader:
         raise UserError(f"{path}: {error.strerror}; check the path and its permissions") from None
 
 
-def _standard_input() -> io.BufferedReader:
+def _require_no_terminal() -> None:
     if sys.stdin.isatty():
         raise UsageError("standard input is a terminal; name a file, or pipe one in")
+
+
+def _standard_input() -> io.BufferedReader:
+    _require_no_terminal()
     # Python's own buffer cannot be left to a thread that may still wait for input when the process ends.
     return open(os.dup(sys.stdin.fileno()), "rb")

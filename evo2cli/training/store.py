@@ -211,7 +211,7 @@ def read_records(fasta: Path) -> Iterator[tuple[str, np.ndarray] | str]:
 def _checked(record: str, name: str, sequence: str) -> tuple[str, np.ndarray] | str:
     if not sequence:
         return f"{record} has no sequence; remove it, or leave it out with --skip-bad"
-    read = np.frombuffer(sequence.encode("latin-1"), dtype=np.uint8)
+    read = np.frombuffer(sequence.encode("ascii", "surrogateescape"), dtype=np.uint8)
     if read.max() >= 128:
         return f"{record} has a byte that is not ASCII at position {int((read >= 128).argmax()) + 1}; remove it"
     stored = mark_tags(read)

@@ -24,9 +24,10 @@ class ScoringOptions:
     variants: Annotated[
         str | None,
         Argument(
-            metavar="IN", help="VCF or BCF file; - is standard input.", show_default=False, rich_help_panel=_INPUT
+            metavar="IN", help="VCF or BCF file; - is standard input.", show_default="what is piped in",
+            rich_help_panel=_INPUT,
         ),
-    ] = None
+    ] = None  # fmt: skip
     fasta: Annotated[
         str | None,
         Option(

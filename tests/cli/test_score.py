@@ -3,6 +3,7 @@
 import gzip
 import io
 import math
+import os
 import sys
 
 import numpy as np
@@ -209,6 +210,63 @@ def test_out_of_memory_is_one_line(score, tmp_path, monkeypatch, capfdbinary, wh
     assert line.startswith(f"evo2: error: out of memory ({amount.get(where, 'Tried to allocate 20.00 GiB')}")
     assert "use shorter sequences" in line
     assert not (tmp_path / "out.tsv").exists()
+
+
+@pytest.mark.parametrize("strand", ["+", "-", "both"])
+def test_a_base_is_scored_in_the_first_window_that_has_it(model, strand):
+    tag, tokens = b"|d__X|", b"GATTACAGGCATTCA"
+
+    def by_window(bases):
+        values = np.full(len(bases), np.nan)
+        for start in (8, 4, 0):  # windows of 7 that share 3; the earlier one has the last word
+            read = tag + bases[start : start + 7]
+            values[start : start + 7] = by_hand(model, read)[len(tag) - 1 :]
+        return values
+
+    forward, backward = by_window(tokens), by_window(reverse_complement(tokens))[::-1]
+    expected = {"+": forward, "-": backward, "both": (forward + backward) / 2}[strand]
+    p = profile(model, tokens, strand, before=tag, window=7, overlap=3)
+    assert p.logprobs == pytest.approx(expected, abs=1e-4)
+    assert len(p.entropy) == len(tokens)
+
+
+def test_window_of_the_command(score, model, tmp_path, capfdbinary):
+    (tmp_path / "s.fa").write_bytes(b">a\nGATTACAGGC\n>none\n")
+    assert score(tmp_path / "s.fa", "-w", 6, "--overlap", 2) == 0
+    a, none = capfdbinary.readouterr().out.decode().splitlines()[1:]
+    expected = by_hand(model, b"GATTAC") + by_hand(model, b"ACAGGC")[1:]
+    assert a.split("\t")[:2] == ["a", "10"]
+    assert float(a.split("\t")[2]) == pytest.approx(sum(expected), rel=1e-4)
+    assert none == "none\t0\tNA\tNA\tNA\tNA"
+    for overlap, message in ((6, "must be less than --window 6"), (0, "must be at least 1")):
+        assert score(tmp_path / "s.fa", "-w", 6, "--overlap", overlap) == 2
+        assert message in capfdbinary.readouterr().err.decode()
+
+
+def test_names_of_the_output(score, tmp_path, capfdbinary):
+    (tmp_path / "s.fa").write_bytes(b">a\nACGT\n")
+    for name in ("x.xlsx", "x.parquet", "x.gz"):
+        assert score(tmp_path / "s.fa", "-o", tmp_path / name) == 2
+        assert "end its name in .tsv, .tsv.gz, .txt" in capfdbinary.readouterr().err.decode()
+    for name in ("x", "x.TSV", "x.txt", "/dev/null"):
+        assert score(tmp_path / "s.fa", "-o", tmp_path / name) == 0
+    assert score(tmp_path / "s.fa", "-o", tmp_path / "x.tsv.gz") == 0
+    assert gzip.decompress((tmp_path / "x.tsv.gz").read_bytes()) == (tmp_path / "x").read_bytes()
+
+
+def test_standard_input_of_itself(score, monkeypatch, capfdbinary, tmp_path):
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(b">a\nACGT\n")
+    with open(reading) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert score() == 0
+    assert capfdbinary.readouterr().out.decode().splitlines()[1].startswith("a\t4\t")
+    terminal, device = os.openpty()
+    with open(terminal, "rb"), open(device) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert score() == 2
+    assert "standard input is a terminal; name a file, or pipe one in" in capfdbinary.readouterr().err.decode()
 
 
 def test_standard_input(score, monkeypatch, capfdbinary, tmp_path):

@@ -176,13 +176,13 @@ def test_a_file_without_variants_gains_the_header_lines(evo2, tmp_path, fasta):
 
 def test_standard_input_and_output_are_a_pipe(evo2, vcf, fasta, monkeypatch):
     expected = evo2("score-variants", vcf, "-f", fasta).records
-    for data in (vcf.read_bytes(), gzip.compress(vcf.read_bytes())):
+    for data, source in ((vcf.read_bytes(), ["-"]), (gzip.compress(vcf.read_bytes()), ["-"]), (vcf.read_bytes(), [])):
         reading, writing = os.pipe()
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(data)
         with open(reading) as stdin:
             monkeypatch.setattr("sys.stdin", stdin)
-            assert evo2("score-variants", "-", "-f", fasta, "-o", "-").records == expected
+            assert evo2("score-variants", *source, "-f", fasta, "-o", "-").records == expected
 
 
 def test_bcf_goes_in_and_comes_out_as_vcf(evo2, tmp_path, vcf, fasta):
