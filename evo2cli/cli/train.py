@@ -232,7 +232,8 @@ def train(
     """Train a model on FASTA files, or fine-tune one.
 
     Prints bits per base as it goes. Ctrl-C (or SIGTERM) writes a checkpoint and ends; `evo2 train --resume RUN`
-    continues exactly where it stopped. Under torchrun the processes share the work.
+    continues exactly where it stopped. The losses are drawn to loss.png in the folder. Under torchrun the processes
+    share the work.
     """
     import torch
 
@@ -259,6 +260,7 @@ def train(
             report=_reporter(bar, sys.stderr.isatty()),
         )  # fmt: skip
         finished = run.train(folders.stop_at)
+        _draw_losses(run)
         if finished:
             _write_exports(run, folders.export, folders.export_adapter)
             run.note(f"done: {run.folder / 'last'}")
@@ -319,6 +321,13 @@ def _estimate(settings: Settings, processes: int, cp: int) -> None:
     print(f"memory a process\t{e.memory / 2**30:.2f} GiB: {', '.join(giga)}")
     print(f"FLOPs a token\t{e.flops_per_token:.3g}")
     print(f"the whole run\t{e.tokens:,} tokens, {e.flops_per_token * e.tokens:.3g} FLOPs")
+
+
+def _draw_losses(run: Run) -> None:
+    if run.world.rank == 0:
+        from evo2cli.training.picture import draw_losses
+
+        draw_losses(run.folder)
 
 
 def _write_exports(run: Run, model: Path | None, adapter: Path | None) -> None:

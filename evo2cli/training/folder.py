@@ -1,6 +1,7 @@
 """The folder of a run: what lies in it beside settings and checkpoints, and that one command at a time works in it.
 
 RUN/log.jsonl       one line a logged step, one a validation
+RUN/loss.png        the log as a picture, drawn when the command ends
 RUN/trouble.json    the windows of a step that was not taken, and why
 RUN/.lock           held by the command that trains
 """
@@ -18,7 +19,7 @@ from evo2cli.io.atomic import replacing
 from evo2cli.training.checkpoints import LINKS, STEPS
 from evo2cli.training.settings import RUN
 
-LOG, TROUBLE, LOCK = "log.jsonl", "trouble.json", ".lock"
+LOG, PICTURE, TROUBLE, LOCK = "log.jsonl", "loss.png", "trouble.json", ".lock"
 
 
 def require_new(folder: Path) -> None:
@@ -30,7 +31,7 @@ def require_new(folder: Path) -> None:
     """
     if (folder / RUN).exists():
         raise UsageError(f"{folder} holds a run; continue it with --resume {folder}, or choose another --output")
-    for name in (LOG, TROUBLE, STEPS, *LINKS):
+    for name in (LOG, PICTURE, TROUBLE, STEPS, *LINKS):
         if (folder / name).exists():
             raise UserError(f"{folder / name} exists, and a run would write there; choose another --output")
 
