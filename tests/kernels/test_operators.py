@@ -161,8 +161,9 @@ def test_long_blocked_fir_gradients_equal_reference():
         assert relative_error(a, b) < 1e-12
 
 
-def test_tap_gradients_are_whole_where_slabs_meet(monkeypatch):
-    monkeypatch.setattr(short_torch, "SLAB", 2 * 6 * 8)  # eight steps of the sequence
+@pytest.mark.parametrize("slab", [2 * 6 * 8, 1], ids=["eight steps", "less than a step"])
+def test_tap_gradients_are_whole_where_slabs_meet(slab, monkeypatch):
+    monkeypatch.setattr(short_torch, "SLAB", slab)
     torch.manual_seed(0)
     x, w, past = torch.randn(2, 45, 6).double(), torch.randn(6, 11).double(), torch.randn(2, 10, 6).double()
     dy, leaves = torch.randn_like(x), [t.requires_grad_() for t in (x, w, past)]
