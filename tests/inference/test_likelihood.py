@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evo2cli.inference.likelihood import follow, log_p, no_context, read
+from evo2cli.inference.likelihood import follow, log_likelihoods, log_p, no_context, read
 from evo2cli.inference.stream import as_ids, prefill, stream
 from stripedhyena2 import Config
 from stripedhyena2.initialization import new_model
@@ -67,6 +67,19 @@ def test_a_context_followed_by_anything_has_the_likelihood_of_the_whole(prefixes
     expected = [by_definition(prefixes[row] + suffix) for row, suffix in zip(rows, suffixes, strict=True)]
     assert found.tolist() == pytest.approx(expected, abs=1e-9)
     assert read(MODEL, prefixes).log_likelihoods.tolist() == pytest.approx([*map(by_definition, prefixes)], abs=1e-9)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 8, 100])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_suffixes_count_with_their_prefix_or_given_it(conditional, batch_tokens):
+    asked = {b"GATT": [b"ACA", b"C"], b"CCCC": [b"GT"], b"TA": [b"A"]}
+    found = log_likelihoods(MODEL, asked, batch_tokens, conditional=conditional)
+    expected = {
+        (prefix, suffix): by_definition(prefix + suffix) - (by_definition(prefix) if conditional else 0.0)
+        for prefix, suffixes in asked.items()
+        for suffix in suffixes
+    }
+    assert found == pytest.approx(expected, abs=1e-9)
 
 
 def test_log_likelihoods_are_added_up_in_float64():
