@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _end(number: int, frame: object) -> NoReturn:
     """Let everything clean up on its way out, and let no second such signal interrupt that."""
-    signal.signal(number, signal.SIG_IGN)
+    signal.signal(number, lambda *_: None)  # in place of SIG_IGN, which child processes would inherit
     sys.exit(128 + number)
 
 
