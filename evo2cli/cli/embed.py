@@ -120,12 +120,13 @@ def embed(
             open_embeddings(
                 file, widths, dtype=options.output_dtype, per_position=options.per_base, provenance=about
             ) as writer,
-            progress_bar("embedding", beside=output) as advance,
+            progress_bar("embedding", beside=output, lines=world.rank == 0) as advance,
         ):
             for name, length, rows in _embedded(net, _records(sequences, bed), layers, options, world.cp):
                 writer.add(name, length, rows)
                 lengths.append(length)
-                advance(None, f"{len(lengths):,} sequences")
+                pace = sum(lengths) / (time.perf_counter() - start)
+                advance(None, f"{len(lengths):,} sequences, {pace:,.0f} bases/s")
         if not lengths:
             log.warning(f"{bed or sequences} has no {'regions' if bed else 'records'}")
         log.info(f"{len(lengths):,} sequences, {sum(lengths):,} bases in {time.perf_counter() - start:.1f} s")

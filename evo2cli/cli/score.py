@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
@@ -78,7 +79,7 @@ def score(
     overlap = overlap_of(window, overlap)
     if window and overlap == 0:
         raise UsageError("--overlap must be at least 1: without a base before it, a window's first one has no score")
-    world, n = World.here(parallel.cp), 0
+    world, n, n_bases = World.here(parallel.cp), 0, 0
     require_file(world, sequences)
     device = world.device(models.device)
     with connected(world, device):
@@ -91,15 +92,16 @@ def score(
             written_once(world, per_position) as bases,
             open_output(table, bgzip=table.lower().endswith(".gz")) as out,
             open_track(bases, about) as track,
-            progress_bar("scoring", beside=output) as advance,
+            progress_bar("scoring", beside=output, lines=world.rank == 0) as advance,
         ):
             out.write(_HEADER)
+            start = time.perf_counter()
             for record in remark_repeats(sequences, read_fasta(sequences)):
                 p = profile(net, record.tokens, strand, chunk, before=record.tag, **windows)
                 out.write(_row(record.name, p))
                 track.add(record.name, p)
-                n += 1
-                advance(None, f"{n:,} sequences")
+                n, n_bases = n + 1, n_bases + len(record.tokens)
+                advance(None, f"{n:,} sequences, {n_bases / (time.perf_counter() - start):,.0f} bases/s")
     if n == 0:
         log.warning(f"{'standard input' if sequences == '-' else sequences} has no records")
 

@@ -106,7 +106,7 @@ class VariantRun:
             if not entries and self._has_header:
                 output.write(self._format.header(reader, about, settings.unit))
             if not output.is_delivered:
-                with progress_bar("scoring", beside=options.output) as advance:
+                with progress_bar("scoring", beside=options.output, lines=world.rank == 0) as advance:
                     total = None if end is None else end - first
                     scoring.score(records, lambda tally: advance(_fraction(tally, total, reader), _pace(tally)))
             world.wait()
