@@ -21,7 +21,7 @@ _END_OF_DOCUMENT = np.array([EOD], dtype=np.uint8)
 
 
 def find_files(patterns: list[str]) -> list[Path]:
-    """The files that paths, folders (their FASTA files) and glob patterns name, in order, each once."""
+    """The files that paths, folders (their files of sequences) and glob patterns name, in order, each once."""
     files: dict[Path, None] = {}
     for pattern in patterns:
         found = [Path(f) for f in sorted(glob.glob(pattern))] or ([Path(pattern)] if Path(pattern).exists() else [])
@@ -30,7 +30,9 @@ def find_files(patterns: list[str]) -> list[Path]:
         for path in found:
             inside = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES)) if path.is_dir() else [path]
             if not inside and len(found) == 1:
-                raise UserError(f"{path}: no FASTA files in this folder (names ending in .fa, .fna, .fasta, also .gz)")
+                raise UserError(
+                    f"{path}: no FASTA files in this folder (names in .fa, .fna, .fasta, .jsonl, .gz, .parquet)"
+                )
             files.update((f, None) for f in inside if f.is_file())
     return list(files)
 

@@ -35,7 +35,7 @@ class Settings:
     fasta: Annotated[
         list[str],
         Option(
-            metavar="FASTA", help="Training data: files, folders or quoted globs, plain or gzip; repeatable.",
+            metavar="FASTA", help="Training data: FASTA, JSONL or parquet files, folders or quoted globs; repeatable.",
             rich_help_panel=_INPUT,
         ),
     ] = field(default_factory=list)  # fmt: skip

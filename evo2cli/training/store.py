@@ -1,4 +1,4 @@
-"""A FASTA file read and checked once, then memory-mapped: training opens in milliseconds, and runs share it.
+"""A FASTA, JSONL or parquet file read and checked once, memory-mapped: it opens in milliseconds, shared by runs.
 
 STORES/NAME-HASH/bytes.bin    the sequences one after another, as `targets` says
 STORES/NAME-HASH/index.json   the source (path, size, time, sha256), the records' names and ends, what was skipped, and
@@ -20,14 +20,18 @@ from filelock import FileLock
 
 from evo2cli.errors import UserError
 from evo2cli.io.atomic import replacing
+from evo2cli.io.corpora import PARQUET, jsonl_records, parquet_records
 from evo2cli.io.fasta import fasta_records
-from evo2cli.io.streams import Input
+from evo2cli.io.streams import Input, readable
 from evo2cli.training.targets import first_foreign, mark_tags
 from stripedhyena2 import atomic
 
 FORMAT = 2
 BYTES, INDEX = "bytes.bin", "index.json"
-SUFFIXES = tuple(f"{s}{z}" for s in (".fa", ".fna", ".fasta", ".ffn", ".frn") for z in ("", ".gz", ".bgz"))
+SUFFIXES = (
+    *(f"{s}{z}" for s in (".fa", ".fna", ".fasta", ".ffn", ".frn", ".jsonl") for z in ("", ".gz", ".bgz")),
+    ".parquet",
+)
 
 
 @dataclass(frozen=True)
@@ -193,19 +197,28 @@ def _open(folder: Path, index: _Index) -> Store:
     return Store(index.source, index.names, sequences, index.skipped)
 
 
-def read_records(fasta: Path) -> Iterator[tuple[str, np.ndarray] | str]:
-    """Name and stored bytes of every record of a FASTA file, or what is wrong with the record.
+def read_records(path: Path) -> Iterator[tuple[str, np.ndarray] | str]:
+    """Name and stored bytes of every record of a FASTA, JSONL or parquet file, or what is wrong with the record.
 
     Raises:
-        UserError: the file as a whole cannot be used: missing, damaged, no FASTA, no records.
+        UserError: the file as a whole cannot be used: missing, damaged, of another format, no records.
     """
-    with Input(str(fasta)) as source:
+    with Input(str(path)) as source:
         record = None
-        for record in fasta_records(source):
+        for record in _records(source):
             name, sequence = record
-            yield _checked(f"{fasta}: record {name}", name, sequence)
+            yield _checked(f"{path}: record {name}", name, sequence)
         if record is None:
-            raise UserError(f"{fasta}: no FASTA records in it; expected nucleotide FASTA")
+            raise UserError(f"{path}: no FASTA records in it; expected nucleotide FASTA")
+
+
+def _records(source: Input) -> Iterator[tuple[str, str]]:
+    """By what the file begins with, whatever its name."""
+    with readable(source.name):
+        start = source.stream.peek(4)[:4]
+    if start == PARQUET:
+        return parquet_records(source.name)
+    return jsonl_records(source) if start.startswith(b"{") else fasta_records(source)
 
 
 def _checked(record: str, name: str, sequence: str) -> tuple[str, np.ndarray] | str:

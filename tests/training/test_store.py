@@ -173,3 +173,44 @@ def test_files_of_a_folder(tmp_path):
     (tmp_path / "e").mkdir()
     with pytest.raises(UserError, match="no FASTA files in this folder"):
         find_files([str(tmp_path / "e")])
+
+
+def write_rows(path, rows):
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if path.name.endswith(".parquet"):
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_bytes(gzip.compress(text.encode()) if path.name.endswith(".gz") else text.encode())
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.parquet"])
+def test_jsonl_and_parquet_are_read_as_fasta_is(tmp_path, genome, name):
+    rows = [{"name": None, "sequence": genome(20, i).lower(), "source": "soil"} for i in range(70)]
+    rows[1]["name"] = "second"
+    write_rows(tmp_path / name, rows)
+    (path,) = find_files([str(tmp_path)])
+    store = opened(path)
+    assert store.names[:3] == ["1", "second", "3"]
+    assert [s.tobytes().decode() for s in store.sequences] == [row["sequence"] for row in rows]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet"])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [({"text": "ACGT"}, "1 has no text field sequence"), ({"sequence": "ACGΩ"}, "not ASCII at position 4")],
+)
+def test_rows_that_cannot_be_used_are_named(tmp_path, name, row, message):
+    write_rows(tmp_path / name, [row])
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path / name)
+
+
+def test_damaged_jsonl_and_parquet_are_named(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"sequence": "ACGT"}\n{"seq')
+    (tmp_path / "x.parquet").write_bytes(b"PAR1" + b"x" * 40)
+    for name, message in (("x.jsonl", "line 2 is not JSON"), ("x.parquet", "damaged")):
+        with pytest.raises(UserError, match=message):
+            opened(tmp_path / name)
