@@ -121,27 +121,32 @@ class Run:
         s = self.settings
         stores = Path(s.store) if s.store else default_folder()
         held_out = find_files(s.valid)
+        data, held = self._read_training(held_out, stores)
+        valid = {"held out": held.tiles(s.seq_len)} if held.names else {}
+        for f in held_out:
+            name = f.name if f.name not in valid else str(f)
+            valid[name] = self._open([f], stores)[0].tiles(s.seq_len)
+        return Corpus(data.names, data.sequences, s.pack, s.tag_dropout), valid
+
+    def _read_training(self, held_out: list[Path], stores: Path) -> tuple[Corpus, Corpus]:
+        """What to train on, none of it in the files held out, and the sequences and regions held out of it."""
+        s = self.settings
         files, shared = without(find_files(s.fasta), held_out)
         if shared:
             self.note(f"kept out of training, being held out: {', '.join(sorted(f.name for f in shared))}")
         data, sources = self._open(files, stores)
         if not data.names:
             raise UserError(f"nothing to train on in {', '.join(map(str, files))}; choose other files")
+        self._check_sources({source.path: source.sha256 for source in sources})
         data = only(data, s.only_bed) if s.only_bed else data
         data, held = hold_out(data, s.hold_out, s.hold_out_bed)
         self.note(f"{len(files)} training files, {len(data.names)} sequences, {data.n_bases:,} bases")
         short = sum(size.size <= s.seq_len for size in data.sequences)
         if short and not s.pack:
             self.note(f"{short} training sequences are shorter than a window of {s.seq_len} and are padded")
-        self._check_sources({source.path: source.sha256 for source in sources})
-        valid = {}
         if held.names:
             self.note(f"{len(held.names)} sequences and regions held out, {held.n_bases:,} bases")
-            valid["held out"] = held.tiles(s.seq_len)
-        for f in held_out:
-            name = f.name if f.name not in valid else str(f)
-            valid[name] = self._open([f], stores)[0].tiles(s.seq_len)
-        return Corpus(data.names, data.sequences, s.pack, s.tag_dropout), valid
+        return data, held
 
     def _open(self, files: list[Path], stores: Path) -> tuple[Corpus, list[Source]]:
         return Corpus.open(files, stores, skip_bad=self.settings.skip_bad, note=self.note)
