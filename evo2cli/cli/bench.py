@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
@@ -55,7 +55,7 @@ def _name(device: torch.device) -> str:
     return f"{device}, {torch.get_num_threads()} threads"
 
 
-def _text(about: dict[str, Any], speed: Speed) -> str:
+def _text(about: dict[str, object], speed: Speed) -> str:
     millions = f"{speed.parameters / 1e6:,.1f} million parameters"
     rows = {f"forward, {about['length']:,} bases": f"{speed.forward:,.0f} tokens/s"}
     rows |= {f"decode, {batch} at once": f"{rate:,.0f} tokens/s" for batch, rate in speed.decode.items()}

@@ -161,7 +161,7 @@ def _expanded(function: Function) -> Iterator[inspect.Parameter]:
             yield _parameter(field.name, types[field.name], _default(field))
 
 
-def _collected(function: Function, values: dict[str, Any]) -> dict[str, Any]:
+def _collected(function: Function, values: dict[str, object]) -> dict[str, object]:
     """The arguments of a function, made of the values of its expanded parameters."""
     hints = get_type_hints(function, include_extras=True)
     arguments = {}

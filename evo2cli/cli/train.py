@@ -151,7 +151,7 @@ class LoraOptions:
         ),
     ] = None  # fmt: skip
 
-    def settings(self) -> dict[str, Any] | None:
+    def settings(self) -> dict[str, object] | None:
         """What `Settings.lora` holds; None without adapters."""
         from stripedhyena2.layers.lora import DEFAULT_TARGETS
 
@@ -214,7 +214,7 @@ class Asked:
         config = self.shape.config(self.settings).to_dict()
         return dataclasses.replace(self.settings, config=config, lora=self.lora.settings())
 
-    def changes(self) -> dict[str, Any]:
+    def changes(self) -> dict[str, object]:
         """What a run that is resumed changes."""
         return {n: getattr(self.settings, n) for n in self.given & {f.name for f in dataclasses.fields(Settings)}
                 if n != "config"}  # fmt: skip

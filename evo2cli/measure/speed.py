@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
 from evo2cli.errors import UserError
 from evo2cli.inference.engine import generate
+from evo2cli.inference.requests import Sample
 from evo2cli.inference.sampling import Sampler
 from evo2cli.measure.memory import free_memory, weight_bytes
 from evo2cli.measure.time import seconds
@@ -75,8 +75,11 @@ def measure(
 def _decoding(model: StripedHyena2, prompt: bytes, batch: int, tokens: int) -> float:
     """Tokens a second from the first token on: what comes before it is the prompt's."""
     stamps: list[float] = []
-    options: dict[str, Any] = {"num_samples": batch, "batch_size": batch, "sampler": Sampler(alphabet=b"ACGT")}
-    options["on_token"] = lambda sample, token: stamps.append(time.perf_counter())
-    for _ in generate(model, [prompt], tokens, **options):
+
+    def on_token(sample: Sample, token: int) -> None:
+        stamps.append(time.perf_counter())
+
+    sampler = Sampler(alphabet=b"ACGT")
+    for _ in generate(model, [prompt], tokens, num_samples=batch, batch_size=batch, sampler=sampler, on_token=on_token):
         pass
     return batch * (tokens - 1) / (stamps[-1] - stamps[batch - 1])

@@ -34,7 +34,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 T = TypeVar("T")
 
 
-def write(state: dict[str, Any], folder: Path, world: World, group: dist.ProcessGroup | None) -> None:
+def write(state: dict[str, object], folder: Path, world: World, group: dist.ProcessGroup | None) -> None:
     """Write a state to a new folder, each rank its own part; all ranks call this."""
     dcp.save(state, checkpoint_id=str(folder), process_group=group)
     own = [*folder.glob(f"__{world.rank}_*.distcp"), *([folder / METADATA] if world.rank == 0 else [])]
@@ -43,7 +43,7 @@ def write(state: dict[str, Any], folder: Path, world: World, group: dist.Process
         (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=1) + "\n")
 
 
-def read(state: dict[str, Any], folder: Path) -> None:
+def read(state: dict[str, object], folder: Path) -> None:
     """Take the values in a folder into a state, however it is sharded; all ranks call this.
 
     Raises:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -65,7 +64,7 @@ class FolderLock:
         self._lock.release()
 
 
-def append_log(folder: Path, line: dict[str, Any]) -> None:
+def append_log(folder: Path, line: dict[str, object]) -> None:
     with (folder / LOG).open("a") as log:
         log.write(json.dumps(line) + "\n")
 

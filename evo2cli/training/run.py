@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.distributed._composable import checkpoint
@@ -116,7 +117,7 @@ class Run:
         if world.rank == 0:
             self._lock.acquire()
 
-    def _read_data(self) -> tuple[Corpus, dict[str, Any]]:
+    def _read_data(self) -> tuple[Corpus, dict[str, np.ndarray]]:
         """The training corpus, and the tiles of what is held out, by name."""
         s = self.settings
         stores = Path(s.store) if s.store else default_folder()

@@ -8,7 +8,7 @@ from evo2cli.variants.scoring import ScoreSettings
 from evo2cli.version import __version__
 
 
-def fingerprint(model: Any, settings: ScoreSettings, **more: Any) -> dict[str, Any]:
+def fingerprint(model: Any, settings: ScoreSettings, **more: Any) -> dict[str, object]:
     """Facts by the names that a user knows them by, all options with their defaults among them."""
     import torch
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 from evo2cli.io.atomic import is_stream
 from evo2cli.io.drafts import Draft, Entry
@@ -24,7 +24,7 @@ class Output(Protocol):
     def is_delivered(self) -> bool:
         """Whether the run that is continued has done all but clean up."""
 
-    def begin(self, facts: dict[str, Any]) -> list[Entry]:
+    def begin(self, facts: dict[str, object]) -> list[Entry]:
         """The entries of the checkpoints of the run that is continued, if there is one; see `Draft.begin`."""
 
     def write(self, data: bytes) -> None:
@@ -66,7 +66,7 @@ class _Stream:
     def __init__(self, out: BinaryIO):
         self._out = out
 
-    def begin(self, facts: dict[str, Any]) -> list[Entry]:
+    def begin(self, facts: dict[str, object]) -> list[Entry]:
         return []
 
     def write(self, data: bytes) -> None:

@@ -4,6 +4,7 @@ On a GPU this file runs as it is; without one `test_interpreter.py` runs it in T
 """
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_logits_that_are_no_numbers_give_no_log_probability():
 @torch.inference_mode()
 def test_samples_with_a_fused_step_and_its_draws_are_those_of_the_model(monkeypatch):
     """Rows that leave and join, each with a sampler of its own, under what stands in for a CUDA graph."""
-    shape = {"d_model": 32, "n_heads": 2, "d_mlp": 32, "se_groups": 4, "mr_groups": 8, "vocab_size": 96}
+    shape: dict[str, Any] = {"d_model": 32, "n_heads": 2, "d_mlp": 32, "se_groups": 4, "mr_groups": 8, "vocab_size": 96}
     model = new_model(Config(layout="D*", mr_len=4, **shape), seed=0).eval().to(DEVICE)
     monkeypatch.setattr(decoding, "STEADY_TOKENS", 2)
     monkeypatch.setitem(tuned.TABLE, ("token_attention", "float32", 0, 8), {"block": 16, "programs": 1, "warps": 4})
@@ -103,7 +104,7 @@ def test_samples_with_a_fused_step_and_its_draws_are_those_of_the_model(monkeypa
     def run(backend):
         monkeypatch.setattr(dispatch, "forced", backend)
         monkeypatch.setattr(engine, "recorder", lambda model: record if backend == "triton" else None)
-        options = {"sampler": Sampler(alphabet=b"ACGT", temperature=0.9), "seed": 3, "batch_size": 2}
+        options: dict[str, Any] = {"sampler": Sampler(alphabet=b"ACGT", temperature=0.9), "seed": 3, "batch_size": 2}
         samples = engine.generate(model, [b"ACGTA", b"GAT"], 6, num_samples=[1, 2], stop=[b"GT"], **options)
         return [(bytes(s.tokens), s.ended, s.logprobs) for s in samples]
 

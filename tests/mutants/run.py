@@ -199,7 +199,7 @@ def outcome(mutant: Mutant, limit: float) -> Outcome:
         process = FORK.Process(target=run_tests, args=(mutant.module,))
         process.start()
         process.join(limit)
-        if process.is_alive():
+        if process.is_alive() and process.pid is not None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         process.join()

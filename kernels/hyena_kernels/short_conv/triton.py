@@ -230,7 +230,7 @@ def forward(
 
 def backward_span(shortest: int, B: int, L: int, sums: int) -> int:
     """The tokens that a program of a backward takes: more of a long sequence, as each program leaves `sums` numbers."""
-    return max(shortest, triton.cdiv(L, max(most_programs(sums) // max(B, 1), 1)))
+    return max(shortest, int(triton.cdiv(L, max(most_programs(sums) // max(B, 1), 1))))
 
 
 def backward(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +64,7 @@ def load_model(
     return build(open_checkpoint(path, config), devices, dtype, replace)
 
 
-def save_model(model: StripedHyena2, path: str | Path, *, notes: dict[str, Any] | None = None) -> None:
+def save_model(model: StripedHyena2, path: str | Path, *, notes: dict[str, object] | None = None) -> None:
     """Write a native checkpoint directory; a killed writer leaves an existing one whole. See `native.write`.
 
     Raises:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +36,7 @@ class Checkpoint:
     """The files with the weights, in order."""
     config: Config
     tensors: dict[str, LazyTensor]
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, object] = field(default_factory=dict)
     fp8_scales: dict[str, list[float]] = field(default_factory=dict)
     """By projection (`blocks.0.mixer.in_proj`): the stored FP8 scales of its input and of its weight."""
     remarks: list[str] = field(default_factory=list)
@@ -118,7 +117,7 @@ def _open_native(path: Path, config: Config | str | Path | None) -> Checkpoint:
     )
 
 
-def _config_for(path: Path, config: Config | str | Path | None, state: Mapping[str, Any]) -> Config:
+def _config_for(path: Path, config: Config | str | Path | None, state: Mapping[str, object]) -> Config:
     if isinstance(config, Config):
         return config
     if config is not None:

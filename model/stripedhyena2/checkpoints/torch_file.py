@@ -35,7 +35,7 @@ earlier ones say it of fake tensors only, which take seconds to import."""
 _RESAVE = "save its weights alone as a plain dict of tensors with torch.save"
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, object]:
     """The dict in a `.pt` file (or in its parts), its tensors as LazyTensor by their keys, nested dicts as they are.
 
     Raises:

@@ -132,7 +132,7 @@ class _About:
     base: Any = None
 
 
-def save_adapter(model: nn.Module, path: str | Path, about: dict[str, Any]) -> None:
+def save_adapter(model: nn.Module, path: str | Path, about: dict[str, object]) -> None:
     """Write a folder with what is trained alone; `about` (rank, alpha, targets, also, base) is kept beside it."""
     tensors = {name: t.cpu().contiguous() for name, t in adapter_tensors(model).items()}
     require_own(Path(path), ABOUT, ADAPTER)
