@@ -17,10 +17,10 @@ def test_the_picture_shows_the_training_loss_and_each_held_out_set():
     (axes,) = losses_figure(training, held_out).axes
     dots, *labelled = axes.lines
     assert dots.get_xydata().tolist() == [list(map(float, point)) for point in training]
-    shown = {str(line.get_label()): line.get_xydata() for line in labelled}
+    shown = {str(line.get_label()): np.asarray(line.get_xydata()) for line in labelled}
     assert {name: [tuple(p) for p in shown[name]] for name in held_out} == held_out
     # the mean of a straight line lies on it
-    assert shown["training"][:, 1] == pytest.approx(2 - np.asarray(shown["training"])[:, 0] / 1000)
+    assert shown["training"][:, 1] == pytest.approx(2 - shown["training"][:, 0] / 1000)
     assert axes.get_ylabel() == "bits per base"
 
 
