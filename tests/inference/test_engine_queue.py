@@ -183,6 +183,19 @@ def test_a_request_can_be_cancelled_from_within_a_step():
     assert (order, len(seen)) == ([], 3)
 
 
+def test_rows_draw_on_as_before_when_another_request_is_cancelled_between_steps():
+    engine, samples = Engine(MODEL), []
+    stays, goes = Request(b"ACGT", 30, 0, sampler=DNA), Request(b"GATTACA", 30, 1, sampler=DNA)
+    engine.submit(stays)
+    engine.submit(goes)
+    for _ in range(5):
+        engine.step()
+    engine.cancel(goes)
+    while not engine.idle:
+        samples += engine.step()
+    assert [bytes(s.tokens) for s in samples] == [bytes(s.tokens) for s in generate(MODEL, [b"ACGT"], 30, sampler=DNA)]
+
+
 def test_samples_are_made_as_they_are_drawn():
     samples = generate(MODEL, [b"ACGT"], 2, num_samples=2 * 10**12, sampler=DNA)
     assert [next(samples).sample for _ in range(20)] == [*range(20)]

@@ -162,7 +162,7 @@ def modal_core(
     past, modes = (None, None) if state is None else state
     arguments = *modal.float32(log_poles, residues, skip, modes, w, bias), past
     if modal.decoding(u, *arguments):
-        y, final, past = modal.modal_step(u, *arguments)
+        y, final, past = modal.step(u, *arguments)
         return y, (past, final)
     y, final, _ = modal.modal_scan(u, *arguments)
     return y, (next_state(u, past, 2), final)

@@ -1,10 +1,12 @@
 """The modal scan on a GPU: its Triton kernels as operators for autograd and torch.compile."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hyena_kernels import dispatch
 from hyena_kernels.modal_conv import torch as plain
 from hyena_kernels.modal_conv import triton
 
@@ -52,22 +54,13 @@ def _gradients(ctx: Any, dy: Tensor | None, dfinal: Tensor | None, dstarts: Tens
 
 modal_scan.register_autograd(_gradients, setup_context=_setup)
 
-modal_step = torch.library.custom_op("hyena_kernels::modal_step", triton.step, mutates_args=())
-
-
-@modal_step.register_fake
-def _(
-    u: Tensor, log_poles: Tensor, residues: Tensor, skip: Tensor | None, state: Tensor | None,
-    w: Tensor | None, bias: Tensor | None, past: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    (B, _, width), (D, N) = u.shape, log_poles.shape
-    return u.new_empty(B, 1, D), log_poles.new_empty(B, D, N), u.new_empty(B, 2, width)
+step: Callable[..., tuple[Tensor, Tensor, Tensor]] = triton.step
+"""No operator of PyTorch's: going through the registry costs more than a token does."""
 
 
 def decoding(u: Tensor, *others: Tensor | None) -> bool:
-    """One token, and no gradient wanted."""
-    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (u, *others))
-    return u.shape[1] == 1 and not wanted
+    """One token, which neither autograd nor a compiler watches."""
+    return u.shape[1] == 1 and not dispatch.recorded(u, *others)
 
 
 def float32(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -82,6 +75,6 @@ def modal_conv(
     if log_poles.shape[1] > triton.MOST_MODES:
         return plain.modal_conv(x, log_poles, residues, skip=skip, state=state)
     filters = float32(log_poles, residues, skip, state)
-    run = modal_step if decoding(x, *filters) else modal_scan
+    run = step if decoding(x, *filters) else modal_scan
     y, final, _ = run(x, *filters, None, None, None)
     return y, final
