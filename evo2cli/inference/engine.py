@@ -238,10 +238,18 @@ class Engine:
         """Hand out the free places, and reserve memory for them."""
         while jobs := [job for job in self._jobs if job.unplaced]:
             job = self._next(jobs)
+            if self._places(job) <= 0 and not self._busy:
+                # no memory will become free but that of prompts which wait for their own next samples
+                job = self._next([job for job in jobs if job.holds_prompt and self._places(job) > 0])
             places = self._places(job)
             if places <= 0:
                 return
             job.placed += places
+
+    @property
+    def _busy(self) -> bool:
+        """Whether there are rows, or samples that have places."""
+        return bool(self._rows) or any(job.placed for job in self._jobs)
 
     def _places(self, job: _Job) -> int:
         """How many samples of a job can be given a place: by the batch, and by memory."""

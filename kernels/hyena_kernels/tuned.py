@@ -41,8 +41,10 @@ TABLE: dict[tuple[str, str, int, int], Config] = {
     ("modal_backward", "bfloat16", 0, 8): {"warps": 1},
     ("token_product", "float32", 0, 8): {"N": 8, "K": 256, "warps": 4, "stages": 1},
     ("token_product", "float32", 2, 8): {"N": 32, "K": 64, "warps": 2, "stages": 3},
-    ("token_product", "bfloat16", 0, 8): {"N": 8, "K": 512, "warps": 4, "stages": 1},
+    ("token_product", "bfloat16", 0, 8): {"N": 4, "K": 512, "warps": 4, "stages": 1},
+    ("token_product", "bfloat16", 0, 9): {"N": 8, "K": 512, "warps": 4, "stages": 1},
     ("token_product", "bfloat16", 2, 8): {"N": 32, "K": 128, "warps": 2, "stages": 4},
+    ("token_product", "bfloat16", 2, 9): {"N": 32, "K": 128, "warps": 2, "stages": 4},
     ("token_attention", "float32", 0, 8): {"block": 32, "programs": 1024, "warps": 4},
     ("token_attention", "bfloat16", 0, 8): {"block": 32, "programs": 1024, "warps": 4},
 }

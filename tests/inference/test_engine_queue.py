@@ -196,6 +196,18 @@ def test_rows_draw_on_as_before_when_another_request_is_cancelled_between_steps(
     assert [bytes(s.tokens) for s in samples] == [bytes(s.tokens) for s in generate(MODEL, [b"ACGT"], 30, sampler=DNA)]
 
 
+@pytest.mark.parametrize("n_tokens", [0, 3])
+def test_prompts_that_wait_for_their_next_samples_do_not_keep_each_other_from_memory(n_tokens):
+    """Each has run its prompt, and together they leave no memory for the one whose turn it is."""
+    before, after = (sum(state_bytes(MODEL, 1, n)) for n in (4, 4 + n_tokens))
+    engine, order = Engine(MODEL, batch_size=1, memory=3 * before + 2 * after), []
+    for number in range(6):
+        engine.submit(Request(b"ACGT", n_tokens, number, num_samples=2, sampler=DNA))
+    for _ in range(100):
+        order += [sample.prompt for sample in engine.step()]
+    assert sorted(order) == [number // 2 for number in range(12)]
+
+
 def test_samples_are_made_as_they_are_drawn():
     samples = generate(MODEL, [b"ACGT"], 2, num_samples=2 * 10**12, sampler=DNA)
     assert [next(samples).sample for _ in range(20)] == [*range(20)]
