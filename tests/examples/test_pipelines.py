@@ -46,16 +46,27 @@ def test_snakemake_joins_its_parts_to_what_one_run_writes(inputs, environment):
     subprocess.run([*command, "--config", *config, f"options={OPTIONS}"], cwd=inputs, env=environment, check=True)
     whole = ["evo2", "score-variants", "in.vcf", "-f", "phix174.fa", "-o", "whole.vcf.gz", "--threads", "1"]
     subprocess.run([*whole, *OPTIONS.split()], cwd=inputs, env=environment, check=True)
-    assert records(inputs / "out.vcf.gz") == records(inputs / "whole.vcf.gz")
+    # Parts of a small input are batched apart from each other, and so round differently.
+    for found, expected in zip(records(inputs / "out.vcf.gz"), records(inputs / "whole.vcf.gz"), strict=True):
+        assert found[0] == expected[0]
+        assert found[1:] == pytest.approx(expected[1:], abs=1e-6)
 
 
-def records(path: Path) -> list[str]:
+def records(path: Path) -> list[tuple[str, float, float, float]]:
+    """Each record's line up to its scores, then the log-likelihood's change, that of REF and that of ALT."""
     with pysam.BGZFile(str(path), "rb", None) as file:
         lines = [line.decode() for line in file]
     found = [line for line in lines if not line.startswith("#")]
     assert len(found) == 90
     assert lines.index(found[0]) == len(lines) - 90  # one header, at the top
-    return found
+    return [scored(line) for line in found]
+
+
+def scored(line: str) -> tuple[str, float, float, float]:
+    before, *numbers = re.split(";EVO2_(?:DELTA|REF_LL|ALT_LL|STATUS)=", line.strip())
+    assert numbers.pop() == "OK"
+    delta, ref, alt = map(float, numbers)
+    return before, delta, ref, alt
 
 
 @pytest.mark.parametrize("pipeline", ["snakemake/Snakefile", "nextflow/main.nf"])
