@@ -136,22 +136,20 @@ def operators() -> dict[str, Operator]:
     featurizer = Work({"x": 1, "dy": 1, "dx": 1, "sums": 1}, loaded=2, ahead=4 / 8, again=8 / 128, parts=3)
     featurizer_backward = Operator(18, lambda: walk.backward(u, w, u), {"backward_kernel": featurizer})
 
-    def fir_backward(h: Tensor, factors: int) -> Operator:
-        halo, products = (factors - 1) * 64, 2 * 64 * factors
-        return Operator(
-            14,
-            lambda: (fused.backward(u, w, None, h, skip, None, x, None), featurizer_backward.launch()),
-            {
-                "input_gradient_kernel": Work(
-                    {"u": 1, "dy": 1, "df": 2 / 3}, stored=2, loaded=4, again=halo / 512, flops=products
-                ),
-                "weight_gradient_kernel": Work(
-                    {"u": 1, "dy": 1, "df": 1 / 3, "gram": 1}, loaded=4, again=halo / 1024, flops=2 * products
-                ),
-                "diagonals_kernel": Work({"gram": 1}, stored=0),
-                "backward_kernel": featurizer,
-            },
-        )
+    mr_backward = Operator(
+        14,
+        lambda: (fused.backward(u, w, None, medium, skip, None, x, None), featurizer_backward.launch()),
+        {
+            "input_gradient_kernel": Work(
+                {"u": 1, "dy": 1, "df": 2 / 3}, stored=2, loaded=4, again=128 / 512, flops=384
+            ),
+            "weight_gradient_kernel": Work(
+                {"u": 1, "dy": 1, "df": 1 / 3, "gram": 1}, loaded=4, again=128 / 1024, flops=768
+            ),
+            "diagonals_kernel": Work({"gram": 1}, stored=0),
+            "backward_kernel": featurizer,
+        },
+    )
 
     return {
         "short_conv forward": Operator(
@@ -191,8 +189,16 @@ def operators() -> dict[str, Operator]:
                 "outputs": Work({"u": 1, "y": 1}),
             },
         ),
-        "hyena_se backward": fir_backward(short, 2),
-        "hyena_mr backward": fir_backward(medium, 3),
+        "hyena_se backward": Operator(
+            14,
+            lambda: se.backward(u, w, None, short, None, None, None, x, None),
+            {
+                "backward_kernel": Work(
+                    {"u": 1, "dy": 1, "du": 1, "sums": 1}, stored=3, loaded=4, ahead=3 / 4, again=12 / 128
+                )
+            },
+        ),
+        "hyena_mr backward": mr_backward,
         "hyena_li backward": Operator(
             14,
             lambda: modal.backward(x, None, starts, u, *li),

@@ -33,6 +33,7 @@ Call = Callable[[], object]
 
 CANDIDATES: dict[str, dict[str, tuple[int, ...]]] = {
     "fused_walk": {"C": (64, 128, 256, 512), "span": (64, 128, 256), "warps": (1, 2, 4)},
+    "fused_walk_backward": {"C": (64, 128, 256), "span": (64, 128, 256), "warps": (1, 2, 4)},
     "fused_forward": {"N": (16, 32, 64), "LB": (64, 128), "span": (256, 512, 1024, 2048), "warps": (4, 8)},
     "modal_scan": {"programs": (1024, 2048, 4096, 8192), "shortest": (64, 128, 256, 512), "warps": (1, 2, 4)},
     "modal_backward": {"warps": (1, 2, 4)},
@@ -109,6 +110,7 @@ def workload(operator: str, shape: Shape, dtype: torch.dtype, device: str) -> Ca
         "short_forward": lambda: walk.forward(u, w),
         "short_backward": lambda: walk.backward(u, w, u),
         "fused_walk": lambda: se.forward(u, w, None, short, None, None, None),
+        "fused_walk_backward": lambda: se.backward(u, w, None, short, None, None, None, x, None),
         "fused_forward": lambda: fused.forward(u, w, None, medium, skip, None),
         "fused_input_gradient": lambda: fused.backward(u, w, None, medium, skip, None, x, None),
         "fused_weight_gradient": lambda: fused.backward(u, w, None, medium, skip, None, x, None),
@@ -133,6 +135,7 @@ def public(operator: str, t: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         "short_forward": (lambda: short_conv(t["u"], t["w"]), ()),
         "short_backward": (lambda: short_conv(t["u"], t["w"]), ("u", "w")),
         "fused_walk": (lambda: hyena_se(t["u"], t["w"], t["short"]), ()),
+        "fused_walk_backward": (lambda: hyena_se(t["u"], t["w"], t["short"]), ("u", "w", "short")),
         "fused_forward": (lambda: hyena_mr(t["u"], t["w"], t["medium"], t["skip"]), ()),
         "fused_input_gradient": (lambda: hyena_mr(t["u"], t["w"], t["medium"], t["skip"]), ("u", "w")),
         "fused_weight_gradient": (lambda: hyena_mr(t["u"], t["w"], t["medium"], t["skip"]), ("medium", "skip")),

@@ -26,7 +26,7 @@ def meta(*shape, dtype=torch.float32):
 
 
 def launch_walks(D, G, dtype, with_state):
-    """The featurizer, a short grouped filter, both backwards and, in bfloat16, the core of Hyena-SE."""
+    """The featurizer, a short grouped filter, and the core of Hyena-SE in bfloat16, forward and backward."""
     past = {K: meta(B, K - 1, D, dtype=dtype) if with_state else None for K in (3, 7)}
     x, w, h = meta(B, L, D, dtype=dtype), meta(D, 3), meta(G, 7)
     walk.forward(x, w, bias=meta(D) if with_state else None, state=past[3])
@@ -35,7 +35,9 @@ def launch_walks(D, G, dtype, with_state):
     walk.backward(x, h, x, skip=meta(D), state=past[7])
     if dtype == torch.bfloat16:
         u, featurizer_state = meta(B, L, 3 * D, dtype=dtype), meta(B, 2, 3 * D, dtype=dtype) if with_state else None
-        se.forward(u, meta(3 * D, 3), None, h, None, featurizer_state, past[7])
+        w, bias = meta(3 * D, 3), meta(3 * D) if with_state else None
+        y, new = se.forward(u, w, bias, h, None, featurizer_state, past[7])
+        se.backward(u, w, bias, h, None, featurizer_state, past[7], y, new if with_state else None)
 
 
 def launch_blocked(D, G, dtype, with_state):
@@ -48,18 +50,13 @@ def launch_blocked(D, G, dtype, with_state):
     blocked.weight_gradients(x, x, K, G, state, True)
 
 
-def launch_fused(D, G, dtype, with_state, K=128):
-    """The core of Hyena-MR (or, with K = 7, the backward of Hyena-SE), forward and backward."""
-    u, w, h, skip = meta(B, L, 3 * D, dtype=dtype), meta(3 * D, 3), meta(G, K), meta(D) if K == 128 else None
-    conv_state = meta(B, K - 1, D, dtype=dtype)
+def launch_fused(D, G, dtype, with_state):
+    """The core of Hyena-MR, forward and backward."""
+    u, w, h, skip = meta(B, L, 3 * D, dtype=dtype), meta(3 * D, 3), meta(G, 128), meta(D)
+    conv_state = meta(B, 127, D, dtype=dtype)
     state = (meta(B, 2, 3 * D, dtype=dtype), conv_state) if with_state else None
-    if K == 128:
-        fused.forward(u, w, None, h, skip, state)
+    fused.forward(u, w, None, h, skip, state)
     fused.backward(u, w, None, h, skip, state, meta(B, L, D, dtype=dtype), conv_state if with_state else None)
-
-
-def launch_se_backward(D, G, dtype, with_state):
-    launch_fused(D, G, dtype, with_state, K=7)
 
 
 def launch_steps(D, G, dtype, with_state):
@@ -89,7 +86,7 @@ def test_compiles_for_hopper(launch):
 def test_compiles_in_every_tuned_configuration(capability, dtype, with_state):
     launches = [launch_walks, launch_blocked, launch_steps]
     if dtype == torch.bfloat16:
-        launches += [launch_fused, launch_se_backward]
+        launches += [launch_fused]
     for launch in launches:
         check(capability, launch, 4096, 256, dtype, with_state)
 

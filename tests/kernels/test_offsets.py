@@ -42,7 +42,9 @@ def launch_fir_conv():
 
 def launch_hyena_se():
     u, w, bias, h = new(B, L, 3 * D), new(3 * D, 3), new(3 * D), new(G, 7)
-    se.forward(u, w, bias, h, None, new(B, 2, 3 * D), new(B, 6, D))
+    states = new(B, 2, 3 * D), new(B, 6, D)
+    se.forward(u, w, bias, h, None, *states)
+    se.backward(u, w, bias, h, None, *states, new(B, L, D), states[1])
 
 
 def launch_hyena_mr():
@@ -83,7 +85,7 @@ def launch_swr():
 KERNELS = {
     launch_short_conv: 2,
     launch_fir_conv: 4,
-    launch_hyena_se: 1,
+    launch_hyena_se: 2,
     launch_hyena_mr: 5,
     launch_hyena_li: 4,
     launch_hyena_li_backward: 4,

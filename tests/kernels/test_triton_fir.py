@@ -40,7 +40,7 @@ def on_triton(monkeypatch):
 def small_blocks(monkeypatch):
     """Short walks, so that small inputs take several programs; float32 for every kernel, to compare to 1e-5."""
     for (operator, dtype, width, newest), entry in list(tuned.TABLE.items()):
-        span = 16 if operator.startswith(("short", "fused_walk")) else 64
+        span = 16 if operator.startswith(("short", "fused_walk")) else max(64, entry.get("LB", 0))
         small = entry | {"span": span} if "span" in entry else entry
         for name in {dtype, "float32"} if operator.startswith("fused") else {dtype}:
             monkeypatch.setitem(tuned.TABLE, (operator, name, width, newest), small)
@@ -348,7 +348,16 @@ def test_tuning_never_chooses_what_was_dropped_or_is_wrong(tuner, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "operator", ["fused_walk", "fused_forward", "fused_step", "blocked_gram", "swr_backward", "modal_backward"]
+    "operator",
+    [
+        "fused_walk",
+        "fused_walk_backward",
+        "fused_forward",
+        "fused_step",
+        "blocked_gram",
+        "swr_backward",
+        "modal_backward",
+    ],
 )
 def test_tuning_compares_what_a_kernel_computes_with_float64(operator, monkeypatch):
     shape, tolerance = tune.Shape(20, 32, 4), tune.TOLERANCE[torch.bfloat16]

@@ -1,7 +1,7 @@
 """The mixer cores on a GPU: which Triton kernels run, as one operator each for autograd and torch.compile.
 
-Hyena-SE and -MR: filters of up to 8 taps take the walk of `hyena.walk` forward, every other case the blocked
-products of `hyena.triton`; one token without gradients takes its own kernel. Hyena-LI: the modal scan, gated.
+Hyena-SE and -MR: filters of up to 8 taps take the walks of `hyena.walk`, longer ones the blocked products of
+`hyena.triton`; one token without gradients takes its own kernel. Hyena-LI: the modal scan, gated.
 """
 
 from typing import Any
@@ -72,6 +72,8 @@ def _backward(
     featurizer_state: Tensor | None, state: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """du, dw (3D, 3), dbias (3D,), dh (G, K), dskip (D,), and both states' gradients; the weights' in float32."""
+    if h.shape[1] <= MAX_TAPS:
+        return walk.backward(u, w, bias, h, skip, featurizer_state, state, dy, dnew)
     df, dstate, dh, dskip = fused.backward(u, w, bias, h, skip, _pair(featurizer_state, state), dy, dnew)
     du, dfeaturizer_state, dw, dbias = short.backward(u, w, df, bias=bias is not None, state=featurizer_state)
     return du, dw.t().contiguous(), dbias, dh, dskip, dfeaturizer_state, dstate

@@ -31,27 +31,42 @@ def filter_channels(C: tl.constexpr, V: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
-def load_row(x, D, condition, C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr):
-    """The block of the row x (D,), for `floats`; zero unless the scalar condition holds."""
-    # a bound, not `live & condition`: the interpreter broadcasts a scalar boolean as an integer
-    if PACKED:
-        pair = tl.program_id(0) * (C // 2) + (V // 2) * tl.arange(0, C // V)[:, None] + tl.arange(0, V // 2)[None, :]
-        return tl.load(x.to(tl.pointer_type(tl.uint32)) + pair, mask=pair < tl.where(condition, D // 2, 0), other=0)
+def bounded(i, n: tl.constexpr, width: tl.constexpr, condition):
+    """i < n where the scalar condition holds; where blocks of `width` fill n, the condition alone."""
+    if n % width == 0:
+        return tl.where(condition, tl.full(i.shape, 1, tl.int1), tl.full(i.shape, 0, tl.int1))
     else:
-        c = block_channels(C, V)
-        return tl.load(x + c, mask=c < tl.where(condition, D, 0), other=0.0)
+        # a bound, not `live & condition`: the interpreter broadcasts a scalar boolean as an integer
+        return i < tl.where(condition, n, 0)
 
 
 @triton.jit
-def store_row(x, row, D, condition, C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr):
-    """Store the block of the row x (D,), given in float32, where the scalar condition holds."""
+def block_pairs(C: tl.constexpr, V: tl.constexpr):
+    """The words of two channels of program 0's block, (C / V, V / 2)."""
+    return tl.program_id(0) * (C // 2) + (V // 2) * tl.arange(0, C // V)[:, None] + tl.arange(0, V // 2)[None, :]
+
+
+@triton.jit
+def load_row(x, D: tl.constexpr, condition, C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr):
+    """The block of the row x (D,), for `floats`; zero unless the scalar condition holds."""
     if PACKED:
-        pair = tl.program_id(0) * (C // 2) + (V // 2) * tl.arange(0, C // V)[:, None] + tl.arange(0, V // 2)[None, :]
-        mask = pair < tl.where(condition, D // 2, 0)
-        tl.store(x.to(tl.pointer_type(tl.uint32)) + pair, packed(row), mask=mask)
+        pair = block_pairs(C, V)
+        return tl.load(x.to(tl.pointer_type(tl.uint32)) + pair, mask=bounded(pair, D // 2, C // 2, condition), other=0)
     else:
         c = block_channels(C, V)
-        tl.store(x + c, row, mask=c < tl.where(condition, D, 0))
+        return tl.load(x + c, mask=bounded(c, D, C, condition), other=0.0)
+
+
+@triton.jit
+def store_row(x, row, D: tl.constexpr, condition, C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr):
+    """Store the block of the row x (D,), given in float32, where the scalar condition holds."""
+    if PACKED:
+        pair = block_pairs(C, V)
+        pointers = x.to(tl.pointer_type(tl.uint32)) + pair
+        tl.store(pointers, packed(row), mask=bounded(pair, D // 2, C // 2, condition))
+    else:
+        c = block_channels(C, V)
+        tl.store(x + c, row, mask=bounded(c, D, C, condition))
 
 
 @triton.jit

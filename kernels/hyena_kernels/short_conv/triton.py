@@ -21,14 +21,14 @@ UNROLL = tl.constexpr(8)
 
 
 @triton.jit
-def next_row(x, t, n, D, C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr):
+def next_row(x, t, n, D: tl.constexpr, C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr):
     """Row t of n or, beyond the last, that: a bound costs less than a mask."""
     return load_row(x + tl.minimum(t, n - 1) * D, D, True, C, V, PACKED)
 
 
 @triton.jit
 def state_row(
-    row, condition, D, C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr, EXISTS: tl.constexpr
+    row, condition, D: tl.constexpr, C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr, EXISTS: tl.constexpr
 ):  # fmt: skip
     """A row of a state, in float32; zero if there is none, or unless the condition holds."""
     if EXISTS:
@@ -38,7 +38,7 @@ def state_row(
 
 
 @triton.jit
-def row_back(x, t, first, n, D, C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr):
+def row_back(x, t, first, n, D: tl.constexpr, C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr):
     """Row t, counted back from where x points, zero outside [first, n)."""
     return load_row(x - t * D, D, (t >= first) & (t < n), C, V, PACKED)
 
@@ -84,7 +84,7 @@ def convolved(h0, h1, h2, h3, h4, h5, h6, h7, x0, x1, x2, x3, x4, x5, x6, x7, K:
 
 
 @triton.jit
-def write_sums(sums, s0, s1, s2, s3, s4, s5, s6, s7, c, D, K: tl.constexpr):
+def write_sums(sums, s0, s1, s2, s3, s4, s5, s6, s7, c, D: tl.constexpr, K: tl.constexpr):
     """Store the first K in rows of D that follow each other."""
     live = c < D
     tl.store(sums, s0, mask=live)
@@ -106,9 +106,9 @@ def write_sums(sums, s0, s1, s2, s3, s4, s5, s6, s7, c, D, K: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    x, bias, h, skip, past, y, L, D, span,
-    GROUP: tl.constexpr, K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_STATE: tl.constexpr,
-    C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr,
+    x, bias, h, skip, past, y, L, span,
+    D: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr,
+    HAS_STATE: tl.constexpr, C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """y (B, L, D) of x (B, L, D)."""
     batch, start = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64) * span
@@ -149,9 +149,9 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    x, h, skip, past, dy, dx, dpast, sums, L, D, span,
-    GROUP: tl.constexpr, K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_STATE: tl.constexpr,
-    C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr,
+    x, h, skip, past, dy, dx, dpast, sums, L, span,
+    D: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr,
+    HAS_STATE: tl.constexpr, C: tl.constexpr, V: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """dx (B, L, D), dpast (B, K - 1, D), and a program's sums (.., K or K + 1, D) over its tokens: dh, then dbias."""
     batch, start = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64) * span
@@ -221,8 +221,8 @@ def forward(
     y = x.new_empty(B, L, D)
     launch(
         forward_kernel, (triton.cdiv(D, sizes["C"]), triton.cdiv(L, tuning["span"]), B),
-        (x, bias, h, skip, state), (y,), (L, D, tuning["span"]),
-        GROUP=D // G, K=K, HAS_BIAS=bias is not None, HAS_SKIP=skip is not None, HAS_STATE=state is not None,
+        (x, bias, h, skip, state), (y,), (L, tuning["span"]),
+        D=D, GROUP=D // G, K=K, HAS_BIAS=bias is not None, HAS_SKIP=skip is not None, HAS_STATE=state is not None,
         **sizes, num_warps=tuning["warps"],
     )  # fmt: skip
     return y
@@ -254,8 +254,8 @@ def backward(
     sums = x.new_empty(B * programs, K + bias, D, dtype=torch.float32)
     launch(
         backward_kernel, (triton.cdiv(D, sizes["C"]), programs, B),
-        (x, h, skip, state, dy), (dx, dstate, sums), (L, D, span),
-        GROUP=D // G, K=K, HAS_BIAS=bias, HAS_SKIP=skip is not None, HAS_STATE=state is not None,
+        (x, h, skip, state, dy), (dx, dstate, sums), (L, span),
+        D=D, GROUP=D // G, K=K, HAS_BIAS=bias, HAS_SKIP=skip is not None, HAS_STATE=state is not None,
         **sizes, num_warps=tuning["warps"],
     )  # fmt: skip
     total = sums.sum(0)
