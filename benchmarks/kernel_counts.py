@@ -179,7 +179,7 @@ def operators() -> dict[str, Operator]:
         "hyena_mr forward": Operator(
             8,
             lambda: fused.forward(u, w, None, medium, skip, None),
-            {"forward_kernel": Work({"u": 1, "y": 1}, stored=2, again=128 / 512, flops=384)},
+            {"forward_kernel": Work({"u": 1, "y": 1}, stored=2, again=128 / 1024, flops=512)},
         ),
         "hyena_li forward": Operator(
             8,

@@ -19,6 +19,8 @@ TABLE: dict[tuple[str, str, int, int], Config] = {
     ("fused_walk", "bfloat16", 0, 8): {"C": 256, "span": 64, "warps": 2},
     ("fused_walk_backward", "bfloat16", 0, 8): {"C": 64, "span": 128, "warps": 1},
     ("fused_forward", "bfloat16", 0, 8): {"N": 32, "LB": 64, "span": 512, "warps": 4},
+    ("fused_forward", "bfloat16", 0, 9): {"N": 16, "LB": 128, "span": 1024, "warps": 8},
+    ("fused_forward", "bfloat16", 0, 10): {"N": 32, "LB": 64, "span": 512, "warps": 4},
     ("fused_input_gradient", "bfloat16", 0, 8): {"N": 16, "LB": 64, "span": 512, "warps": 4},
     ("fused_input_gradient", "bfloat16", 0, 9): {"N": 32, "LB": 64, "span": 512, "warps": 4},
     ("fused_input_gradient", "bfloat16", 0, 12): {"N": 16, "LB": 64, "span": 512, "warps": 4},
