@@ -32,12 +32,12 @@ def _fir(
     require(skip is None or skip.shape == (D,), f"skip must be ({D},)")
     chosen = dispatch.backend(u)
     if chosen == "reference":
-        return reference.fir_core(u, w, bias, h, skip, state)
+        return reference.cores.fir_core(u, w, bias, h, skip, state)
     if chosen == "triton":
         from hyena_kernels.hyena import autograd
 
         return autograd.fir_core(u, w, bias, h, skip, state)
-    return torch.fir_core(u, w, bias, h, skip, state)
+    return torch.cores.fir_core(u, w, bias, h, skip, state)
 
 
 @full_precision
@@ -88,9 +88,9 @@ def hyena_li(
     require(skip.shape == (D,), f"skip must be ({D},)")
     chosen = dispatch.backend(u)
     if chosen == "reference":
-        return reference.modal_core(u, w, bias, log_poles, residues, skip, state)
+        return reference.cores.modal_core(u, w, bias, log_poles, residues, skip, state)
     if chosen == "triton":
         from hyena_kernels.hyena import autograd
 
         return autograd.modal_core(u, w, bias, log_poles, residues, skip, state)
-    return torch.modal_core(u, w, bias, log_poles, residues, skip, state)
+    return torch.cores.modal_core(u, w, bias, log_poles, residues, skip, state)

@@ -13,13 +13,16 @@ from hyena_kernels import dispatch
 from hyena_kernels.fir_conv.autograd import fir_conv
 from hyena_kernels.hyena import triton as fused
 from hyena_kernels.hyena import walk
-from hyena_kernels.hyena.reference import CoreState, gated
+from hyena_kernels.hyena.reference import Cores, CoreState
 from hyena_kernels.modal_conv import autograd as modal
 from hyena_kernels.modal_conv.triton import MOST_MODES
 from hyena_kernels.short_conv import triton as short
 from hyena_kernels.short_conv.autograd import short_conv
 from hyena_kernels.short_conv.torch import next_state
 from hyena_kernels.short_conv.triton import MAX_TAPS
+
+_composed = Cores(short_conv, fir_conv, modal.modal_conv)
+"""What runs where no fused kernel fits."""
 
 
 def decoding(u: Tensor, *others: Tensor | None) -> bool:
@@ -141,12 +144,7 @@ def fir_core(
         return _step(u, w, bias, h, skip, state)
     if takes(u, w, h):
         return _fused(u, w, bias, h, skip, state)
-    return gated(
-        u,
-        state,
-        lambda u, past: short_conv(u, w, bias, past),
-        lambda p, past: fir_conv(p, h, skip=skip, state=past),
-    )
+    return _composed.fir_core(u, w, bias, h, skip, state)
 
 
 def modal_core(
@@ -155,12 +153,7 @@ def modal_core(
 ) -> tuple[Tensor, CoreState]:  # fmt: skip
     """The core of Hyena-LI, of float32 or bfloat16 u."""
     if w.shape[1] != 3 or log_poles.shape[1] > MOST_MODES:
-        return gated(
-            u,
-            state,
-            lambda u, past: short_conv(u, w, bias, past),
-            lambda p, past: modal.modal_conv(p, log_poles, residues, skip=skip, state=past),
-        )
+        return _composed.modal_core(u, w, bias, log_poles, residues, skip, state)
     past, modes = (None, None) if state is None else state
     arguments = *modal.float32(log_poles, residues, skip, modes, w, bias), past
     if modal.decoding(u, *arguments):
